@@ -1,0 +1,1 @@
+"""The gateway process: listeners, pipeline, spool, delivery, supervision."""

@@ -1,0 +1,1 @@
+"""The sub-commands of the `headworks` command line, one module a noun."""

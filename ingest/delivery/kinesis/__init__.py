@@ -1,0 +1,1 @@
+"""Delivery to Amazon Kinesis Data Streams."""

@@ -1,0 +1,54 @@
+"""The unit that crosses the waist: a group of runs of payloads, as the spool stores it.
+
+A *run* is what one read of one connection gave for one stream: payloads that share tenant, device,
+stream, encoding and arrival time, so that a message costs the spool its payload and two bytes.
+The envelope with its id is made on the way out (`ingest.delivery.envelope`): `id` is
+`{node}-{boot}-{group}-{index}`, where `index` counts the records of the group from 0.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+import msgspec
+
+
+class Encoding(enum.IntEnum):
+    """How each payload of a run is written. A `*_LIST` payload holds several records."""
+
+    JSON = 0
+    JSON_LIST = 1
+    MSGPACK = 2
+    MSGPACK_LIST = 3
+    RAW = 4
+
+
+class Run(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Payloads of one stream that arrived together; `count` is their number of records."""
+
+    tenant: str
+    device: str
+    stream: str
+    encoding: Encoding
+    received_at_ms: int
+    count: int
+    payloads: list[bytes]
+
+
+class Group(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One group commit. (`node`, `boot`, `number`) is unique for ever."""
+
+    node: str
+    boot: str
+    number: int
+    runs: list[Run]
+
+
+ENCODE_GROUP: Final = msgspec.msgpack.Encoder()
+DECODE_GROUP: Final = msgspec.msgpack.Decoder(Group)
+
+
+def record_id(group: Group, index: int) -> str:
+    """Return the id of the record at `index` of `group`: stable over retries, unique for ever."""
+    return f"{group.node}-{group.boot}-{group.number}-{index}"

@@ -1,0 +1,1 @@
+"""Mutual TLS: contexts, reload, tickets, and who a certificate names."""

@@ -1,0 +1,1 @@
+"""Where traffic goes, and whether it may: tenancy, limits, resilience."""

@@ -1,0 +1,1 @@
+"""Who a peer is: identities, credentials, tenants, devices and plans."""

@@ -1,0 +1,51 @@
+"""Who a connection speaks for, and which topics that lets it publish to."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class Kind(enum.Enum):
+    """What an identity is, and so how far it reaches."""
+
+    DEVICE = "device"
+    """Publishes for itself only."""
+    GATEWAY = "gateway"
+    """Publishes for every device of its tenant."""
+    ANYONE = "anyone"
+    """`auth = "topic"`: loopback only, publishes for whomever the topic names."""
+
+
+class Credential(enum.Enum):
+    """How an identity was proved; the values are those of a listener's `auth`."""
+
+    CERTIFICATE = "certificate"
+    JWT = "jwt"
+    API_KEY = "api_key"
+    TOPIC = "topic"
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """A proven identity, immutable for the life of a connection.
+
+    `expires_s` is Unix time in seconds; a live session is closed when it passes.
+    `fingerprint` names the credential itself (certificate `issuer-hash:serial` in hex, key id,
+    JWT `jti`), so that a revoked one can be found among the live connections.
+    """
+
+    tenant: str
+    name: str
+    kind: Kind
+    credential: Credential
+    fingerprint: str = ""
+    expires_s: float | None = None
+
+    def may_publish_for(self, tenant: str, device: str) -> bool:
+        """Return whether telemetry of `tenant`/`device` may come from this identity."""
+        if self.kind is Kind.ANYONE:
+            return True
+        if tenant != self.tenant:
+            return False
+        return self.kind is Kind.GATEWAY or device == self.name
