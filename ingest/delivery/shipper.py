@@ -1,0 +1,87 @@
+"""Ships groups from the spool to the sink in order, and deletes what is settled.
+
+What it holds in memory is bounded by the sink's `pending_bytes_max` and one read of the spool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from ingest import clock
+from ingest.delivery.sink import Poison, Sink
+from ingest.records import Group
+from ingest.spool.reader import Reader
+from ingest.spool.schema import Booking
+from ingest.spool.spool import Spool, dead_letter
+from ingest.spool.store import SpoolError
+
+READ_BYTES = 4 << 20
+READ_AGAIN_S = 1.0
+Delivered = Callable[[Group, Sequence[Poison]], None]
+"""Told of each settled group, for the counters."""
+
+
+class Shipper:
+    """The driver between one spool and one sink."""
+
+    def __init__(self, spool: Spool, reader: Reader, *, after: int, delivered: Delivered) -> None:
+        self._spool = spool
+        self._reader = reader
+        self._after = after
+        self._delivered = delivered
+        self._under_way: dict[int, tuple[Group, int]] = {}
+
+    @property
+    def behind(self) -> bool:
+        """Return whether something stored is not settled yet."""
+        return bool(self._under_way) or self._after < self._spool.last_committed
+
+    async def run(self, sink: Sink) -> None:
+        """Feed `sink` until cancelled; what it has not settled stays stored."""
+        while True:
+            fresh = self._spool.take_fresh(self._after)
+            if fresh is not None:
+                await self._put(sink, fresh.group, fresh.bytes)
+            elif self._after < self._spool.last_committed:
+                await self._catch_up(sink)
+            else:
+                self._spool.grew.clear()
+                await self._spool.grew.wait()
+
+    async def _catch_up(self, sink: Sink) -> None:
+        try:
+            groups = await asyncio.to_thread(self._reader.read_after, self._after, READ_BYTES)
+        except SpoolError:
+            # The writer sees the same disk and reports it; here only the pace matters.
+            await asyncio.sleep(READ_AGAIN_S)
+            return
+        if not groups:
+            self._after = self._spool.last_committed
+        for read in groups:
+            await self._put(sink, read.group, read.bytes)
+
+    async def _put(self, sink: Sink, group: Group, size: int) -> None:
+        self._under_way[group.number] = (group, size)
+        self._after = group.number
+        await sink.put(group)
+
+    def settled(self, number: int, poison: Sequence[Poison]) -> None:
+        """Hear from the sink that every record of group `number` is delivered or in `poison`."""
+        group, size = self._under_way.pop(number)
+        letters = [
+            dead_letter(
+                at_ms=clock.unix_ms(),
+                tenant=letter.tenant,
+                device=letter.device,
+                stream=letter.stream,
+                reason=letter.reason,
+                detail=f"record {letter.index} of group {number}",
+                received_at_ms=letter.received_at_ms,
+                booking=Booking.POISON,
+                payload=letter.envelope,
+            )
+            for letter in poison
+        ]
+        self._spool.settled(number, size, letters)
+        self._delivered(group, poison)

@@ -1,0 +1,85 @@
+"""Reads a spool beside its writer, on a connection of its own that cannot write."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from urllib.parse import quote
+
+import msgspec
+
+from ingest.records import DECODE_GROUP, Group
+from ingest.spool import schema
+from ingest.spool.store import SpoolError
+
+
+class ReadGroup(msgspec.Struct, frozen=True):
+    """A stored group and the bytes it takes up."""
+
+    group: Group
+    bytes: int
+
+
+class Replay(msgspec.Struct, frozen=True):
+    """A dead letter that an operator wants accepted again."""
+
+    number: int
+    tenant: str
+    device: str
+    stream: str
+    received_at_ms: int
+    payload: bytes
+
+
+class Reader:
+    """A snapshot reader of one spool file; blocking, so for a thread. Raises `SpoolError`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._connection = sqlite3.connect(
+                f"file:{quote(str(path))}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
+            )
+            self._connection.execute("PRAGMA busy_timeout = 5000")
+        except sqlite3.Error as error:
+            raise SpoolError(f"cannot read {path}: {error}") from error
+
+    def read_after(self, number: int, bytes_max: int) -> list[ReadGroup]:
+        """Return the groups after `number` in order: at least one if there is one, up to `bytes_max`."""
+        groups: list[ReadGroup] = []
+        size = 0
+        try:
+            cursor = self._connection.execute(schema.READ_GROUPS, (number,))
+            for _, body in cursor:
+                groups.append(ReadGroup(DECODE_GROUP.decode(body), len(body)))
+                size += len(body)
+                if size >= bytes_max:
+                    break
+            cursor.close()
+        except (sqlite3.Error, msgspec.DecodeError) as error:
+            raise SpoolError(f"cannot read {self._path}: {error}") from error
+        return groups
+
+    def oldest_ms(self) -> int | None:
+        """Return when the oldest group was committed (Unix ms), or None when nothing is stored."""
+        row = self._one(schema.OLDEST_GROUP)
+        return None if row is None else int(row[0])
+
+    def replays(self, letters_max: int) -> list[Replay]:
+        """Return the dead letters that wait to be accepted again."""
+        try:
+            rows = self._connection.execute(schema.READ_REPLAYS, (letters_max,)).fetchall()
+        except sqlite3.Error as error:
+            raise SpoolError(f"cannot read {self._path}: {error}") from error
+        return [Replay(*row) for row in rows]
+
+    def _one(self, sql: str) -> tuple[int, ...] | None:
+        try:
+            row: tuple[int, ...] | None = self._connection.execute(sql).fetchone()
+        except sqlite3.Error as error:
+            raise SpoolError(f"cannot read {self._path}: {error}") from error
+        return row
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()

@@ -1,0 +1,310 @@
+"""The spool of one worker: group commit on a writer thread, and what is stored until it is delivered.
+
+- The next commit starts when the last one ends, so a batch sizes itself to the disk.
+- `Waiter.durable` is called only after the fsync; this is the one place where "accepted" comes from.
+- At most `bytes_max` of groups are stored, none longer than `age_max_s`; beyond that the state is FULL.
+- A group that the disk refuses is kept and tried again; the state is BROKEN until it is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from ingest import clock
+from ingest.records import Group
+from ingest.spool import schema
+from ingest.spool.group import OpenGroup, Waiter
+from ingest.spool.store import SpoolError, Statement, Store, StoredGroup, settle
+
+RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)
+ROOM_SHARE = 0.95
+"""A full spool takes messages again below this share of its limit, so that it does not flutter."""
+
+
+class State(enum.Enum):
+    """Whether the spool takes messages, and if not, why."""
+
+    OPEN = "open"
+    FULL = "full"
+    BROKEN = "broken"
+
+
+class SpoolLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a spool may hold. `settle_s` is how long deletions wait to share a transaction."""
+
+    bytes_max: int
+    age_max_s: float
+    group_bytes_max: int
+    fresh_bytes_max: int
+    settle_s: float
+
+
+class Committed(msgspec.Struct, frozen=True):
+    """One commit, for observers: how much, and how long the disk took."""
+
+    records: int
+    bytes: int
+    seconds: float
+    waiters: int
+
+
+class Fresh(msgspec.Struct, frozen=True):
+    """A stored group that is still in memory, so that the shipper need not read it back."""
+
+    group: Group
+    bytes: int
+
+
+class _Job:
+    """One transaction on its way to the disk; it is kept until it is there."""
+
+    __slots__ = ("group", "open", "statements", "stored", "tries")
+
+    def __init__(
+        self, opened: OpenGroup, sealed: tuple[Group, StoredGroup] | None, statements: list[Statement]
+    ) -> None:
+        self.open = opened
+        self.group, self.stored = sealed if sealed is not None else (None, None)
+        self.statements = statements
+        self.tries = 0
+
+
+class Spool:
+    """The driver of one `Store`. All methods but the writer's run on the event loop."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        node: str,
+        limits: SpoolLimits,
+        committed: Callable[[Committed], None],
+        failed: Callable[[SpoolError], None],
+    ) -> None:
+        self._store = store
+        self._node = node
+        self._limits = limits
+        self._committed = committed
+        self._failed = failed
+        figures = store.figures()
+        self.stored_bytes = figures.bytes
+        self.stored_groups = figures.groups
+        self.oldest_ms = figures.oldest_ms
+        self.last_committed = figures.last_number
+        self.current = OpenGroup(figures.last_number + 1)
+        self.state = State.OPEN
+        self.fresh: deque[Fresh] = deque()
+        self._fresh_bytes = 0
+        self.grew = asyncio.Event()
+        self._loose: list[Statement] = []
+        self._freed_bytes = 0
+        self._freed_groups = 0
+        self._flush_due = False
+        self._busy = False
+        self._scheduled = False
+        self._waiting_for_room: deque[Callable[[], None]] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write, name="spool-writer", daemon=True)
+        self._writer.start()
+        self._judge()
+
+    @property
+    def boot(self) -> str:
+        """The part of record ids that tells this start of the worker from every other."""
+        return self._store.boot
+
+    # What the left side calls.
+
+    def append(self, run: object, payload_bytes: int) -> int:
+        """Add a run to the open group and return its first index; only while `state` is OPEN."""
+        first = self.current.append(run, payload_bytes)  # type: ignore[arg-type]  # hot: one frame less
+        if not self._scheduled:
+            self.schedule()
+        return first
+
+    def answer(self, waiter: Waiter, reply: bytes) -> None:
+        """Send `reply` when everything appended so far is durable; at once when it already is."""
+        current = self.current
+        if not current and not self._busy:
+            waiter.durable(reply)
+            return
+        current.answer(waiter, reply)
+        if not self._scheduled:
+            self.schedule()
+
+    def store(self, statements: Sequence[Statement]) -> None:
+        """Run `statements` in a transaction soon; nobody waits for them."""
+        self._loose.extend(statements)
+        self._flush_soon()
+
+    def when_room(self, resume: Callable[[], None]) -> None:
+        """Call `resume` once the spool takes messages again, first come first served."""
+        self._waiting_for_room.append(resume)
+
+    # What the right side calls.
+
+    def take_fresh(self, after: int) -> Fresh | None:
+        """Return the group after `after` if it is still in memory."""
+        fresh = self.fresh
+        while fresh and fresh[0].group.number <= after:
+            self._fresh_bytes -= fresh.popleft().bytes
+        if fresh and fresh[0].group.number == after + 1:
+            taken = fresh.popleft()
+            self._fresh_bytes -= taken.bytes
+            return taken
+        return None
+
+    def settled(self, number: int, size: int, letters: Sequence[Statement]) -> None:
+        """Delete group `number` of `size` bytes: it is delivered, or in `letters`."""
+        self._loose.extend(settle((number,)))
+        self._loose.extend(letters)
+        self._freed_bytes += size
+        self._freed_groups += 1
+        self._flush_soon()
+
+    # The commit loop.
+
+    def schedule(self) -> None:
+        """Commit the open group at the end of this turn of the loop, or after the commit under way."""
+        self._scheduled = True
+        if not self._busy:
+            self._loop.call_soon(self._start)
+
+    def _flush_soon(self) -> None:
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_later(self._limits.settle_s, self._flush)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        self.current.statements.extend(self._loose)
+        self._loose = []
+        self.stored_bytes -= self._freed_bytes
+        self.stored_groups -= self._freed_groups
+        self._freed_bytes = self._freed_groups = 0
+        if not self._scheduled:
+            self.schedule()
+
+    def _start(self) -> None:
+        if self._busy:
+            return
+        self._scheduled = False
+        opened = self.current
+        if not opened:
+            return
+        self._busy = True
+        sealed = opened.seal(self._node, self._store.boot)
+        self.current = OpenGroup(opened.number + (sealed is not None))
+        self._jobs.put(_Job(opened, sealed, opened.statements))
+
+    def _write(self) -> None:
+        """Run on the writer thread: one transaction at a time."""
+        while (job := self._jobs.get()) is not None:
+            began_s = clock.monotonic_s()
+            error: SpoolError | None = None
+            try:
+                self._store.commit(job.stored, job.statements, clock.unix_ms())
+            except SpoolError as refused:
+                error = refused
+            self._loop.call_soon_threadsafe(self._ended, job, error, clock.monotonic_s() - began_s)
+
+    def _ended(self, job: _Job, error: SpoolError | None, seconds: float) -> None:
+        if error is not None:
+            self._retry(job, error)
+            return
+        self._busy = False
+        if self.current:
+            self._start()  # the disk works while the answers go out
+        if job.stored is not None and job.group is not None:
+            size = len(job.stored.body)
+            self.last_committed = job.stored.number
+            self.stored_bytes += size
+            self.stored_groups += 1
+            self._keep_fresh(job.group, size)
+            self.grew.set()
+        for waiter, reply in job.open.replies.items():
+            waiter.durable(reply)
+        if job.stored is not None:
+            self._committed(
+                Committed(job.stored.records, len(job.stored.body), seconds, len(job.open.replies))
+            )
+        if self.state is State.BROKEN:
+            self.state = State.OPEN
+        self._judge()
+
+    def _retry(self, job: _Job, error: SpoolError) -> None:
+        """Keep what was to be written, let those who can withdraw, and try again."""
+        if self.state is not State.BROKEN:
+            self.state = State.BROKEN
+            self._failed(error)
+        job.open.refused(error)
+        sealed = job.open.seal(self._node, self._store.boot)
+        retried = _Job(job.open, sealed, job.open.statements)
+        retried.tries = job.tries + 1
+        wait_s = RETRY_S[min(job.tries, len(RETRY_S) - 1)]
+        self._loop.call_later(wait_s, self._jobs.put, retried)
+
+    def _keep_fresh(self, group: Group, size: int) -> None:
+        self.fresh.append(Fresh(group, size))
+        self._fresh_bytes += size
+        while self._fresh_bytes > self._limits.fresh_bytes_max:
+            self._fresh_bytes -= self.fresh.popleft().bytes
+
+    def _judge(self) -> None:
+        """Move between OPEN and FULL by size and age, and let the waiting in when there is room."""
+        if self.state is State.BROKEN:
+            return
+        limits = self._limits
+        share = ROOM_SHARE if self.state is State.FULL else 1.0
+        too_old = (
+            self.oldest_ms is not None
+            and clock.unix_ms() - self.oldest_ms > limits.age_max_s * 1000 * share
+        )
+        full = self.stored_bytes >= limits.bytes_max * share or too_old
+        self.state = State.FULL if full else State.OPEN
+        waiting = self._waiting_for_room
+        for _ in range(len(waiting)):
+            if self.state is not State.OPEN or self.current.bytes >= limits.group_bytes_max:
+                return
+            waiting.popleft()()
+
+    def note_oldest(self, oldest_ms: int | None) -> None:
+        """Learn the age of the oldest stored group (Unix ms), which the shipper's reader looks up."""
+        self.oldest_ms = oldest_ms
+        self._judge()
+
+    async def close(self) -> None:
+        """Commit what is open, then close the file."""
+        if self._loose:
+            self._flush()
+        if self.state is not State.BROKEN:
+            while self._busy or self.current or self._scheduled:
+                await asyncio.sleep(0.002)
+        self._jobs.put(None)
+        await asyncio.to_thread(self._writer.join, 5.0)
+        self._store.close()
+
+
+def dead_letter(
+    *,
+    at_ms: int,
+    tenant: str,
+    device: str,
+    stream: str,
+    reason: str,
+    detail: str,
+    received_at_ms: int,
+    booking: schema.Booking,
+    payload: bytes,
+) -> Statement:
+    """Return the statement that keeps one dead letter."""
+    values = (at_ms, tenant, device, stream, reason, detail, received_at_ms, int(booking), payload)
+    return (schema.INSERT_DEAD_LETTER, values)
