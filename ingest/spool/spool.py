@@ -265,8 +265,7 @@ class Spool:
         limits = self._limits
         share = ROOM_SHARE if self.state is State.FULL else 1.0
         too_old = (
-            self.oldest_ms is not None
-            and clock.unix_ms() - self.oldest_ms > limits.age_max_s * 1000 * share
+            self.oldest_ms is not None and clock.unix_ms() - self.oldest_ms > limits.age_max_s * 1000 * share
         )
         full = self.stored_bytes >= limits.bytes_max * share or too_old
         self.state = State.FULL if full else State.OPEN

@@ -75,9 +75,9 @@ class Meter:
     """One row of the table as one worker uses it."""
 
     __slots__ = (
-        "_bytes",
         "_burst",
         "_burst_bytes",
+        "_bytes",
         "_key",
         "_messages",
         "_rates",

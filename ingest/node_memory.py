@@ -1,0 +1,211 @@
+"""The memory that the processes of a node share: counters, gauges, limits, sessions, mailboxes.
+
+The supervisor makes it before it forks; it is anonymous and goes with the last process. A worker writes
+its own blocks only; tables that all write are guarded by byte-range locks (`routing.limits.shared_table`).
+"""
+
+from __future__ import annotations
+
+import enum
+import fcntl
+import mmap
+import os
+import socket
+import struct
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from ingest import counters
+from routing.limits.allowance import row_bytes, row_expired
+from routing.limits.shared_table import STRIPES, LocalTable, SharedTable, Table
+
+TENANT_NAME_BYTES: Final = 136
+SESSION_VALUE: Final = struct.Struct("<IId")
+"""Worker, epoch of that worker, Unix time at which the session ends (0: while connected)."""
+IDEMPOTENCY_BYTES: Final = 64
+WORKERS_MAX: Final = 256
+OTHER_TENANTS: Final = 0
+"""The tenant index of all tenants beyond `tenants_max`."""
+
+
+class Gauge(enum.IntEnum):
+    """The gauges of a worker, as 64-bit floats."""
+
+    PID = 0
+    EPOCH = 1
+    STATE = 2
+    HEARTBEAT_S = 3
+    LOOP_LAG_S = 4
+    CONNECTIONS = 5
+    SPOOL_BYTES = 6
+    SPOOL_GROUPS = 7
+    SPOOL_OLDEST_S = 8
+    SPOOL_STATE = 9
+    SINK_READY = 10
+    SINK_PENDING_RECORDS = 11
+    SINK_PENDING_BYTES = 12
+    SINK_OPEN_CIRCUITS = 13
+    TLS_NOT_AFTER_S = 14
+    TLS_CRL_NEXT_UPDATE_S = 15
+    TLS_RELOAD_FAILED = 16
+
+
+class WorkerState(enum.IntEnum):
+    """Where a worker is in its life."""
+
+    ABSENT = 0
+    STARTING = 1
+    READY = 2
+    DRAINING = 3
+    DRAINED = 4
+
+
+class MemoryLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How many of each the tables have room for."""
+
+    tenants_max: int
+    devices_max: int
+    sessions_max: int
+    idempotency_keys_max: int
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """A copy of one worker's block."""
+
+    counters: list[int]
+    gauges: list[float]
+
+
+def _idempotency_expired(value: bytes) -> bool:
+    return value[:1] == b"\0"
+
+
+class NodeMemory:
+    """One mapping for the counters and the tables, one lock file, one mailbox a worker."""
+
+    def __init__(self, workers: int, limits: MemoryLimits, lock_path: Path) -> None:
+        assert 1 <= workers <= WORKERS_MAX
+        self.workers = workers
+        self.limits = limits
+        self._lock_path = lock_path
+        self._lock_fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._counters = counters.GLOBAL_COUNTERS + limits.tenants_max * counters.TENANT_STRIDE
+        counter_bytes = 8 * self._counters * workers
+        gauge_bytes = 8 * len(Gauge) * workers
+        name_bytes = TENANT_NAME_BYTES * limits.tenants_max
+        tables = {
+            "tenants": (row_bytes(workers), limits.tenants_max * 2),
+            "devices": (row_bytes(workers), limits.devices_max),
+            "sessions": (SESSION_VALUE.size, limits.sessions_max),
+            "idempotency": (IDEMPOTENCY_BYTES, limits.idempotency_keys_max),
+        }
+        self._gauge_start = counter_bytes
+        self._name_start = counter_bytes + gauge_bytes
+        start = self._name_start + name_bytes
+        shared = sum(SharedTable.size(*table) for table in tables.values()) if workers > 1 else 0
+        self._map = mmap.mmap(-1, start + shared)
+        self._view = memoryview(self._map)
+        self._names: dict[str, int] = {}
+        expired = {
+            "tenants": row_expired,
+            "devices": row_expired,
+            "sessions": self._session_expired,
+            "idempotency": _idempotency_expired,
+        }
+        made: dict[str, Table] = {}
+        for position, (name, (value_bytes, capacity)) in enumerate(tables.items(), start=1):
+            if workers == 1:
+                made[name] = LocalTable(capacity=capacity, expired=expired[name])
+                continue
+            size = SharedTable.size(value_bytes, capacity)
+            made[name] = SharedTable(
+                self._view[start : start + size],
+                value_bytes=value_bytes,
+                capacity=capacity,
+                lock_fd=self._lock_fd,
+                lock_start=position * (STRIPES + 2),
+                expired=expired[name],
+            )
+            start += size
+        self.tenants = made["tenants"]
+        self.devices = made["devices"]
+        self.sessions = made["sessions"]
+        self.idempotency = made["idempotency"]
+        self.mailboxes = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(workers)]
+        for receiver, sender in self.mailboxes:
+            receiver.setblocking(False)
+            sender.setblocking(False)
+
+    def _session_expired(self, value: bytes) -> bool:
+        worker, epoch, ends_s = SESSION_VALUE.unpack(value)
+        return ends_s == 0.0 and self.gauges(worker)[Gauge.EPOCH] != epoch
+
+    def counters(self, worker: int) -> memoryview:
+        """Return the counters of a worker, to write or to read."""
+        size = 8 * self._counters
+        return self._view[size * worker : size * (worker + 1)].cast("q")
+
+    def gauges(self, worker: int) -> memoryview:
+        """Return the gauges of a worker, to write or to read; indexed by `Gauge`."""
+        size = 8 * len(Gauge)
+        start = self._gauge_start + size * worker
+        return self._view[start : start + size].cast("d")
+
+    def tenant_index(self, tenant: str) -> int:
+        """Return where the counters of `tenant` stand; the same in every worker."""
+        index = self._names.get(tenant)
+        if index is None:
+            if len(self._names) >= self.limits.tenants_max:
+                return OTHER_TENANTS
+            index = self._names[tenant] = self._find_tenant(tenant.encode())
+        return index
+
+    def _find_tenant(self, name: bytes) -> int:
+        """Look a tenant up in the directory, and enter it if it is new."""
+        if len(name) > TENANT_NAME_BYTES - 2:
+            return OTHER_TENANTS
+        entry = len(name).to_bytes(2, "little") + name
+        fcntl.lockf(self._lock_fd, fcntl.LOCK_EX, 1, 0)
+        try:
+            for index in range(1, self.limits.tenants_max):
+                start = self._name_start + index * TENANT_NAME_BYTES
+                if self._view[start : start + 2] == b"\0\0":
+                    self._view[start + 2 : start + len(entry)] = name
+                    self._view[start : start + 2] = entry[:2]
+                    return index
+                if self._view[start : start + len(entry)] == entry:
+                    return index
+        finally:
+            fcntl.lockf(self._lock_fd, fcntl.LOCK_UN, 1, 0)
+        return OTHER_TENANTS
+
+    def tenant_names(self) -> dict[int, str]:
+        """Return the tenants that have counters."""
+        names = {OTHER_TENANTS: "(other)"}
+        for index in range(1, self.limits.tenants_max):
+            start = self._name_start + index * TENANT_NAME_BYTES
+            length = int.from_bytes(self._view[start : start + 2], "little")
+            if not length:
+                break
+            names[index] = bytes(self._view[start + 2 : start + 2 + length]).decode()
+        return names
+
+    def figures(self, worker: int) -> Figures:
+        """Return a copy of what a worker has counted."""
+        return Figures(self.counters(worker).tolist(), self.gauges(worker).tolist())
+
+    def reopen_lock(self) -> None:
+        """Give a forked process a lock file description of its own; call it first in each."""
+        descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CLOEXEC)
+        os.dup2(descriptor, self._lock_fd, inheritable=False)
+        os.close(descriptor)
+
+    def post(self, worker: int, message: bytes) -> bool:
+        """Put a message into the mailbox of `worker`; False when that is full."""
+        try:
+            self.mailboxes[worker][1].send(message)
+        except BlockingIOError:
+            return False
+        return True
