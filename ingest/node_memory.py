@@ -89,7 +89,6 @@ class NodeMemory:
         assert 1 <= workers <= WORKERS_MAX
         self.workers = workers
         self.limits = limits
-        self._lock_path = lock_path
         self._lock_fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._counters = counters.GLOBAL_COUNTERS + limits.tenants_max * counters.TENANT_STRIDE
         counter_bytes = 8 * self._counters * workers
@@ -140,14 +139,14 @@ class NodeMemory:
 
     def _session_expired(self, value: bytes) -> bool:
         worker, epoch, ends_s = SESSION_VALUE.unpack(value)
-        return ends_s == 0.0 and self.gauges(worker)[Gauge.EPOCH] != epoch
+        return bool(ends_s == 0.0) and self.gauges(worker)[Gauge.EPOCH] != epoch
 
     def counters(self, worker: int) -> memoryview:
         """Return the counters of a worker, to write or to read."""
         size = 8 * self._counters
         return self._view[size * worker : size * (worker + 1)].cast("q")
 
-    def gauges(self, worker: int) -> memoryview:
+    def gauges(self, worker: int) -> memoryview[float]:
         """Return the gauges of a worker, to write or to read; indexed by `Gauge`."""
         size = 8 * len(Gauge)
         start = self._gauge_start + size * worker
@@ -171,11 +170,11 @@ class NodeMemory:
         try:
             for index in range(1, self.limits.tenants_max):
                 start = self._name_start + index * TENANT_NAME_BYTES
-                if self._view[start : start + 2] == b"\0\0":
+                if not any(self._view[start : start + 2]):
                     self._view[start + 2 : start + len(entry)] = name
                     self._view[start : start + 2] = entry[:2]
                     return index
-                if self._view[start : start + len(entry)] == entry:
+                if self._view[start : start + len(entry)].tobytes() == entry:
                     return index
         finally:
             fcntl.lockf(self._lock_fd, fcntl.LOCK_UN, 1, 0)
@@ -194,13 +193,8 @@ class NodeMemory:
 
     def figures(self, worker: int) -> Figures:
         """Return a copy of what a worker has counted."""
-        return Figures(self.counters(worker).tolist(), self.gauges(worker).tolist())
-
-    def reopen_lock(self) -> None:
-        """Give a forked process a lock file description of its own; call it first in each."""
-        descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CLOEXEC)
-        os.dup2(descriptor, self._lock_fd, inheritable=False)
-        os.close(descriptor)
+        gauges: list[float] = [float(value) for value in self.gauges(worker)]
+        return Figures(self.counters(worker).tolist(), gauges)
 
     def post(self, worker: int, message: bytes) -> bool:
         """Put a message into the mailbox of `worker`; False when that is full."""

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from ingest import clock
-from ingest.records import Group
+from ingest.records import Group, Run
 from ingest.spool import schema
 from ingest.spool.group import OpenGroup, Waiter
 from ingest.spool.store import SpoolError, Statement, Store, StoredGroup, settle
@@ -71,7 +71,10 @@ class _Job:
         self, opened: OpenGroup, sealed: tuple[Group, StoredGroup] | None, statements: list[Statement]
     ) -> None:
         self.open = opened
-        self.group, self.stored = sealed if sealed is not None else (None, None)
+        self.group: Group | None = None
+        self.stored: StoredGroup | None = None
+        if sealed is not None:
+            self.group, self.stored = sealed
         self.statements = statements
         self.tries = 0
 
@@ -89,7 +92,7 @@ class Spool:
         failed: Callable[[SpoolError], None],
     ) -> None:
         self._store = store
-        self._node = node
+        self.node = node
         self._limits = limits
         self._committed = committed
         self._failed = failed
@@ -123,12 +126,17 @@ class Spool:
 
     # What the left side calls.
 
-    def append(self, run: object, payload_bytes: int) -> int:
+    def append(self, run: Run, payload_bytes: int) -> int:
         """Add a run to the open group and return its first index; only while `state` is OPEN."""
-        first = self.current.append(run, payload_bytes)  # type: ignore[arg-type]  # hot: one frame less
+        first = self.current.append(run, payload_bytes)
         if not self._scheduled:
             self.schedule()
         return first
+
+    def touch(self) -> None:
+        """Commit soon: something was added to the open group directly."""
+        if not self._scheduled:
+            self.schedule()
 
     def answer(self, waiter: Waiter, reply: bytes) -> None:
         """Send `reply` when everything appended so far is durable; at once when it already is."""
@@ -201,7 +209,7 @@ class Spool:
         if not opened:
             return
         self._busy = True
-        sealed = opened.seal(self._node, self._store.boot)
+        sealed = opened.seal(self.node, self._store.boot)
         self.current = OpenGroup(opened.number + (sealed is not None))
         self._jobs.put(_Job(opened, sealed, opened.statements))
 
@@ -246,7 +254,7 @@ class Spool:
             self.state = State.BROKEN
             self._failed(error)
         job.open.refused(error)
-        sealed = job.open.seal(self._node, self._store.boot)
+        sealed = job.open.seal(self.node, self._store.boot)
         retried = _Job(job.open, sealed, job.open.statements)
         retried.tries = job.tries + 1
         wait_s = RETRY_S[min(job.tries, len(RETRY_S) - 1)]

@@ -1,0 +1,143 @@
+"""Log and metric of each thing that happens, one method an event.
+
+Metrics count batches; the log has rare things only, at most `LOGGED_PER_S` a second of each, without
+payloads and secrets. Device names stand in logs, never in labels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from ingest import clock, counters
+from ingest.counters import Closing, ConnectRefusal, HandshakeFailure, Protocol
+from ingest.outcome import Outcome
+
+LOGGED_PER_S: Final = 10
+COMMITS: Final = counters.offset("spool_commits_total")
+COMMIT_BYTES: Final = counters.offset("spool_commit_bytes_total")
+COMMIT_SECONDS: Final = counters.offset("spool_commit_seconds_total")
+
+
+class Events:
+    """Counts into one worker's block and writes to its log."""
+
+    def __init__(self, block: memoryview, log: Any) -> None:
+        self._block = block
+        self._log = log
+        self._logged: dict[str, tuple[int, int]] = {}
+
+    def _count(self, name: str, value: str = "", by: int = 1) -> None:
+        self._block[counters.offset(name, value)] += by
+
+    def _say(self, level: str, event: str, **fields: object) -> None:
+        """Log unless `event` was logged too often this second; say later how many were left out."""
+        second = int(clock.monotonic_s())
+        since, said = self._logged.get(event, (second, 0))
+        if since != second:
+            if said > LOGGED_PER_S:
+                self._log.warning("left_out", of=event, count=said - LOGGED_PER_S)
+            since, said = second, 0
+        self._logged[event] = (since, said + 1)
+        if said < LOGGED_PER_S:
+            getattr(self._log, level)(event, **fields)
+
+    def publishes(self, tenant_index: int, accepted: int) -> None:
+        """Count messages of one read that were accepted. Hot."""
+        block = self._block
+        block[counters.ACCEPTED] += accepted
+        block[counters.GLOBAL_COUNTERS + tenant_index * counters.TENANT_STRIDE] += accepted
+
+    def publish_refused(self, outcome: Outcome, count: int, tenant_index: int) -> None:
+        """Count messages that were refused for one reason."""
+        block = self._block
+        block[counters.REFUSED[outcome]] += count
+        start = counters.GLOBAL_COUNTERS + tenant_index * counters.TENANT_STRIDE
+        block[start + counters.TENANT_REFUSED[outcome]] += count
+
+    def delivered(self, tenants: dict[int, int]) -> None:
+        """Count records that the sink has taken, by tenant index."""
+        for index, records in tenants.items():
+            self._block[counters.DELIVERED] += records
+            self._block[counters.GLOBAL_COUNTERS + index * counters.TENANT_STRIDE + 1] += records
+
+    def dead_lettered(self, tenant_index: int, reason: str) -> None:
+        """Count an accepted record that went to the dead letters."""
+        self._count("records_dead_lettered_total")
+        self._block[counters.GLOBAL_COUNTERS + tenant_index * counters.TENANT_STRIDE + 2] += 1
+        self._say("warning", "dead_lettered", reason=reason)
+
+    def committed(self, size: int, seconds: float) -> None:
+        """Count a group commit."""
+        self._block[COMMITS] += 1
+        self._block[COMMIT_BYTES] += size
+        self._block[COMMIT_SECONDS] += int(seconds * 1e6)
+
+    def acknowledged(self, seconds: float, count: int) -> None:
+        """Count acknowledgements that left `seconds` after their messages were read."""
+        self._block[counters.ack_bucket(seconds)] += count
+
+    def commit_failed(self, error: str) -> None:
+        """Note that the disk refuses."""
+        self._count("spool_commit_failures_total")
+        self._say("error", "disk_refuses", error=error)
+
+    def disk_recovered(self) -> None:
+        """Note that the disk takes writes again."""
+        self._say("info", "disk_recovered")
+
+    def spool_full(self) -> None:
+        """Note that the spool stopped taking messages."""
+        self._say("warning", "spool_full")
+
+    def connection_opened(self, protocol: Protocol) -> None:
+        """Count a connection in."""
+        self._count("connections_opened_total", protocol.value)
+
+    def connection_closed(self, reason: Closing) -> None:
+        """Count a connection out."""
+        self._count("connections_closed_total", reason.value)
+
+    def connect_refused(self, reason: ConnectRefusal, detail: str = "", peer: str = "") -> None:
+        """Note a connection that was turned away."""
+        self._count("connections_refused_total", reason.value)
+        self._say("info", "connection_refused", reason=reason.value, detail=detail, peer=peer)
+
+    def handshake_failed(self, reason: HandshakeFailure, detail: str, peer: str) -> None:
+        """Note a TLS handshake that failed."""
+        self._count("tls_handshakes_failed_total", reason.value)
+        self._say("info", "handshake_failed", reason=reason.value, detail=detail, peer=peer)
+
+    def protocol_error(self, protocol: Protocol, detail: str, peer: str) -> None:
+        """Note a peer that broke the protocol."""
+        self._count("protocol_errors_total", protocol.value)
+        self._say("info", "protocol_error", protocol=protocol.value, detail=detail, peer=peer)
+
+    def taken_over(self) -> None:
+        """Count a session that a new connection took over."""
+        self._count("sessions_taken_over_total")
+
+    def tls_reloaded(self, error: str | None) -> None:
+        """Note a reload of certificates, and whether the old set was kept."""
+        self._count("tls_reloads_total", "ok" if error is None else "failed")
+        if error is None:
+            self._say("info", "tls_reloaded")
+        else:
+            self._say("error", "tls_reload_failed", error=error, kept="the previous set")
+
+    def sink_called(self, result: str, refused: int = 0) -> None:
+        """Count a call to the sink's service; `result` is ok, partial or failed."""
+        self._count("sink_calls_total", result)
+        if refused:
+            self._count("sink_records_refused_total", by=refused)
+
+    def sink_trouble(self, event: str, detail: str) -> None:
+        """Note what the sink has to say."""
+        self._say("warning", event, detail=detail)
+
+    def worker_started(self) -> None:
+        """Count a start of this worker."""
+        self._count("worker_starts_total")
+
+    def unexpected(self, where: str, error: BaseException) -> None:
+        """Note an error that should not have been possible."""
+        self._log.error("unexpected", where=where, exc_info=error)

@@ -1,0 +1,1 @@
+"""Telemetry over MQTT: the driver of sessions over TCP, TLS and WebSocket."""

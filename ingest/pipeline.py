@@ -1,0 +1,360 @@
+"""What happens to a publish between the socket and the spool: authorise, charge, decode, append.
+
+One call takes everything that one read of a connection gave. Nothing here awaits; answers are owed
+through the spool (`Spool.answer`) and go out after the fsync.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from ingest import clock
+from ingest.events import Events
+from ingest.outcome import Outcome
+from ingest.records import Encoding, Run
+from ingest.routes import Address, StreamRules, address, address_of_topic
+from ingest.spool.group import Waiter
+from ingest.spool.schema import Booking
+from ingest.spool.spool import Spool, State, dead_letter
+from ingest.spool.store import Statement
+from protocols.mqtt.session import Publish
+from protocols.telemetry import Malformed, decode, decode_one_json
+from routing.limits.allowance import Allowance, Allowances, Over, Policy
+from routing.limits.bucket import TokenBucket
+from routing.tenancy.identity import Identity
+
+ACCEPTED: Final = int(Outcome.ACCEPTED)
+OVER: Final = {Over.DEVICE: Outcome.DEVICE_LIMIT, Over.TENANT: Outcome.TENANT_LIMIT}
+
+
+class PipelineLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds of the pipeline. `refused_kept_per_s` bounds how many refused payloads are kept."""
+
+    routes_max: int
+    records_max: int
+    group_bytes_max: int
+    dead_letters_max: int
+    refused_kept_per_s: float
+
+
+class Route:
+    """A topic that this producer may publish to."""
+
+    __slots__ = (
+        "address",
+        "allowance",
+        "device",
+        "payload_bytes_max",
+        "raw",
+        "stream",
+        "tenant",
+        "tenant_index",
+    )
+
+    def __init__(
+        self,
+        where: Address,
+        *,
+        raw: bool,
+        payload_bytes_max: int,
+        allowance: Allowance,
+        tenant_index: int,
+    ) -> None:
+        self.address = where
+        self.tenant = where.tenant
+        self.device = where.device
+        self.stream = where.stream
+        self.raw = raw
+        self.payload_bytes_max = payload_bytes_max
+        self.allowance = allowance
+        self.tenant_index = tenant_index
+
+
+class Producer:
+    """One connection as the pipeline sees it: who it is, and the routes it has used.
+
+    `can_refuse` is False where the protocol has no word for a refusal (MQTT 3.1.1).
+    """
+
+    __slots__ = ("can_refuse", "identity", "routes")
+
+    def __init__(self, identity: Identity, *, can_refuse: bool) -> None:
+        self.identity = identity
+        self.can_refuse = can_refuse
+        self.routes: dict[bytes, Route] = {}
+
+
+class Submission(msgspec.Struct, frozen=True):
+    """What became of one HTTP or WebSocket submission.
+
+    Accepted records have the ids `{group}-{first_index}` to `{group}-{first_index + count - 1}`.
+    `retry_after_s` is the pause that a limit asks for; with ACCEPTED, before the next one.
+    """
+
+    outcome: Outcome
+    count: int = 0
+    group: str = ""
+    first_index: int = 0
+    detail: str = ""
+    retry_after_s: float = 0.0
+
+
+class Pipeline:
+    """Admits publishes of every protocol into one worker's spool."""
+
+    def __init__(
+        self,
+        *,
+        spool: Spool,
+        streams: StreamRules,
+        allowances: Allowances,
+        admits: Callable[[str, str], bool],
+        tenant_index: Callable[[str], int],
+        events: Events,
+        limits: PipelineLimits,
+    ) -> None:
+        self._spool = spool
+        self._streams = streams
+        self._allowances = allowances
+        self._admits = admits
+        self._tenant_index = tenant_index
+        self._events = events
+        self._limits = limits
+        self._letters_kept = TokenBucket(
+            rate_per_s=limits.refused_kept_per_s, burst=limits.refused_kept_per_s, now_s=clock.monotonic_s()
+        )
+        self.letters = 0
+        self.draining = False
+
+    def has_room(self) -> bool:
+        """Return whether `publish` may be called; if not, hold the publishes and wait for room."""
+        spool = self._spool
+        return spool.state is State.OPEN and spool.current.bytes < self._limits.group_bytes_max
+
+    def refuse_all(self, producer: Producer, publishes: list[Publish], outcome: Outcome) -> list[int]:
+        """Refuse every publish of a read for one reason, and count them."""
+        index = self._tenant_index(producer.identity.tenant)
+        self._events.publish_refused(outcome, len(publishes), index)
+        return [outcome] * len(publishes)
+
+    def publish(
+        self, producer: Producer, publishes: list[Publish], now_s: float
+    ) -> tuple[list[int] | None, float]:
+        """Admit the publishes of one read; return (outcomes or None for all accepted, pause in s).
+
+        Hot: guarded by bench/test_worker.py::test_publish. Runs of one topic are taken whole: one look-up,
+        one charge and one run each. What is not plain JSON telemetry, or is refused, leaves by one call.
+        """
+        topic = publishes[0][0]
+        for publish in publishes:
+            if publish[0] != topic:
+                return self._publish_mixed(producer, publishes, now_s)
+        route = producer.routes.get(topic)
+        if route is None:
+            found = self._route(producer, topic)
+            if isinstance(found, Outcome):
+                return self.refuse_all(producer, publishes, found), 0.0
+            route = found
+        payloads = [publish[1] for publish in publishes]
+        size = sum(map(len, payloads))
+        allowance = route.allowance
+        count = len(payloads)
+        refuse = producer.can_refuse and allowance.policy is Policy.REFUSE
+        allowed, pause_s, over = allowance.charge(count, size, now_s, refuse=refuse)
+        if over or route.raw or size > route.payload_bytes_max:
+            return self._publish_with_care(producer, route, publishes, allowed, over), pause_s
+        try:
+            for payload in payloads:
+                decode_one_json(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return self._publish_with_care(producer, route, publishes, allowed, over), pause_s
+        run = Run(route.tenant, route.device, route.stream, Encoding.JSON, clock.unix_ms(), count, payloads)
+        self._spool.append(run, size)
+        self._events.publishes(route.tenant_index, count)
+        return None, pause_s
+
+    def _publish_mixed(
+        self, producer: Producer, publishes: list[Publish], now_s: float
+    ) -> tuple[list[int] | None, float]:
+        """Cut publishes of several topics into runs of one."""
+        outcomes: list[int] = []
+        pause_s = 0.0
+        start = 0
+        for end in range(1, len(publishes) + 1):
+            if end < len(publishes) and publishes[end][0] == publishes[start][0]:
+                continue
+            run = publishes[start:end]
+            of_run, run_pause_s = self.publish(producer, run, now_s)
+            outcomes.extend(of_run if of_run is not None else [ACCEPTED] * len(run))
+            pause_s = max(pause_s, run_pause_s)
+            start = end
+        return (outcomes if any(outcomes) else None), pause_s
+
+    def _publish_with_care(
+        self, producer: Producer, route: Route, publishes: list[Publish], allowed: int, over: Over
+    ) -> list[int] | None:
+        """Judge publishes of one route one by one: lists, MessagePack, raw, malformed, over a limit."""
+        sheds = over is not Over.NOBODY and route.allowance.policy is Policy.SHED
+        outcomes: list[int] = []
+        for position, (_, payload, qos, _) in enumerate(publishes):
+            if position >= allowed:
+                outcome = OVER[over]
+            elif sheds and not qos:
+                outcome = Outcome.SHED
+            else:
+                outcome = self._take_one(route, payload, can_refuse=producer.can_refuse and qos > 0)
+            if outcome is not Outcome.ACCEPTED:
+                self._events.publish_refused(outcome, 1, route.tenant_index)
+            outcomes.append(outcome)
+        return outcomes if any(outcomes) else None
+
+    def _take_one(self, route: Route, payload: bytes, *, can_refuse: bool) -> Outcome:
+        """Append one payload if its stream takes it, else keep it among the dead letters."""
+        outcome, detail, encoding, count = self._examine(route, payload)
+        if outcome is Outcome.ACCEPTED:
+            self._append(route, payload, encoding, count)
+        elif can_refuse:
+            self._keep(route, outcome, detail, payload, Booking.REFUSED)
+        else:
+            # MQTT 3.1.1 has no word for it: acknowledged, once it is durable as a dead letter.
+            self._keep(route, outcome, detail, payload, Booking.ACKNOWLEDGED)
+            return Outcome.ACCEPTED
+        return outcome
+
+    def _examine(self, route: Route, payload: bytes) -> tuple[Outcome, str, Encoding, int]:
+        """Judge one payload: (outcome, why, how it is written, number of records)."""
+        if len(payload) > route.payload_bytes_max:
+            why = f"{len(payload)} bytes; the stream takes {route.payload_bytes_max}"
+            return Outcome.TOO_LARGE, why, Encoding.RAW, 0
+        if route.raw:
+            return Outcome.ACCEPTED, "", Encoding.RAW, 1
+        try:
+            form, count = decode(payload, self._limits.records_max)
+        except Malformed as error:
+            return Outcome.MALFORMED, str(error), Encoding.RAW, 0
+        return Outcome.ACCEPTED, "", Encoding(form), count
+
+    def _append(self, route: Route, payload: bytes, encoding: Encoding, count: int) -> int:
+        run = Run(route.tenant, route.device, route.stream, encoding, clock.unix_ms(), count, [payload])
+        self._events.publishes(route.tenant_index, count)
+        return self._spool.append(run, len(payload))
+
+    def _keep(self, route: Route, outcome: Outcome, detail: str, payload: bytes, booking: Booking) -> None:
+        """Keep a refused payload for inspection; those that were only refused within limits."""
+        if booking is Booking.REFUSED:
+            now_s = clock.monotonic_s()
+            if self.letters >= self._limits.dead_letters_max or self._letters_kept.available(now_s) < 1:
+                return
+            self._letters_kept.take(1, now_s)
+        else:
+            self._events.publishes(route.tenant_index, 1)
+            self._events.dead_lettered(route.tenant_index, outcome.name.lower())
+        self.letters += 1
+        now_ms = clock.unix_ms()
+        self._spool.current.statements.append(
+            dead_letter(
+                at_ms=now_ms,
+                tenant=route.tenant,
+                device=route.device,
+                stream=route.stream,
+                reason=outcome.name.lower(),
+                detail=detail,
+                received_at_ms=now_ms,
+                booking=booking,
+                payload=payload,
+            )
+        )
+        self._spool.touch()
+
+    def _route(self, producer: Producer, topic: bytes) -> Route | Outcome:
+        """Find the route of a topic that this connection has not used before."""
+        where = address_of_topic(topic)
+        if isinstance(where, Outcome):
+            return where
+        route = self._route_to(producer.identity, where)
+        if isinstance(route, Route):
+            if len(producer.routes) >= self._limits.routes_max:
+                producer.routes.clear()
+            producer.routes[topic] = route
+        return route
+
+    def _route_to(self, identity: Identity, where: Address) -> Route | Outcome:
+        if not identity.may_publish_for(where.tenant, where.device):
+            return Outcome.NOT_AUTHORISED
+        if not self._admits(where.tenant, where.device):
+            return Outcome.SUSPENDED
+        rule = self._streams.rule(where.stream)
+        return Route(
+            where,
+            raw=rule.raw,
+            payload_bytes_max=rule.payload_bytes_max,
+            allowance=self._allowances.get(where.tenant, where.device),
+            tenant_index=self._tenant_index(where.tenant),
+        )
+
+    def may_publish(self, producer: Producer, topic: bytes) -> bool:
+        """Return whether a will to `topic` could be published."""
+        return isinstance(producer.routes.get(topic) or self._route(producer, topic), Route)
+
+    def submit(
+        self,
+        producer: Producer,
+        names: tuple[str, str, str],
+        payload: bytes,
+        now_s: float,
+        *,
+        waiter: Waiter | None = None,
+        also: Callable[[str, int, int], Sequence[Statement]] | None = None,
+    ) -> Submission:
+        """Admit one HTTP or WebSocket payload for `names` (tenant, device, stream).
+
+        `also(group, first index, count)` gives statements for the transaction of its group; `waiter` may
+        withdraw the payload if the disk refuses (`OpenGroup.tie`).
+        """
+        outcome, detail, wait_s, route = self._judge_submission(producer, names)
+        if route is None:
+            index = self._tenant_index(producer.identity.tenant)
+            self._events.publish_refused(outcome, 1, index)
+            return Submission(outcome, detail=detail)
+        outcome, detail, encoding, count = self._examine(route, payload)
+        if outcome is Outcome.ACCEPTED:
+            refuse = route.allowance.policy is not Policy.PAUSE
+            allowed, wait_s, over = route.allowance.charge(count, len(payload), now_s, refuse=refuse)
+            if allowed < count:
+                outcome = OVER[over]
+        if outcome is not Outcome.ACCEPTED:
+            if outcome in {Outcome.MALFORMED, Outcome.TOO_LARGE}:
+                self._keep(route, outcome, detail, payload, Booking.REFUSED)
+            self._events.publish_refused(outcome, max(1, count), route.tenant_index)
+            return Submission(outcome, detail=detail, retry_after_s=wait_s)
+        current = self._spool.current
+        group = f"{self._spool.node}-{self._spool.boot}-{current.number}"
+        first = self._append(route, payload, encoding, count)
+        if waiter is not None:
+            current.tie(waiter, also(group, first, count) if also is not None else ())
+        return Submission(outcome, count, group, first, "", wait_s)
+
+    def _judge_submission(
+        self, producer: Producer, names: tuple[str, str, str]
+    ) -> tuple[Outcome, str, float, Route | None]:
+        if self.draining:
+            return Outcome.DRAINING, "", 0.0, None
+        if self._spool.state is State.BROKEN:
+            return Outcome.DISK_ERROR, "", 0.0, None
+        if self._spool.state is State.FULL or self._spool.current.bytes > 4 * self._limits.group_bytes_max:
+            return Outcome.SPOOL_FULL, "", 0.0, None
+        key = "/".join(names).encode()
+        found = producer.routes.get(key)
+        if found is not None:
+            return Outcome.ACCEPTED, "", 0.0, found
+        where = address(*names)
+        route = where if isinstance(where, Outcome) else self._route_to(producer.identity, where)
+        if isinstance(route, Outcome):
+            return route, "", 0.0, None
+        if len(producer.routes) >= self._limits.routes_max:
+            producer.routes.clear()
+        producer.routes[key] = route
+        return Outcome.ACCEPTED, "", 0.0, route
