@@ -7,19 +7,338 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
-from typing import Final
+from typing import Final, Protocol
 
-from ingest.outcome import Outcome
+from ingest import clock
+from ingest.authentication import Door, Peer, peer_of
+from ingest.counters import Closing
+from ingest.mqtt.hub import Hub
+from ingest.outcome import DETAIL, MQTT_REASON, Outcome
+from ingest.pipeline import Producer
+from ingest.spool.store import SpoolError
+from protocols.mqtt.packets import Will
+from protocols.mqtt.reason import ReasonCode
+from protocols.mqtt.session import Publish, ServerSession
 
 CLOSES_IN_3: Final = frozenset({Outcome.NOT_AUTHORISED, Outcome.BAD_TOPIC, Outcome.SUSPENDED})
 """Refusals for which MQTT 3.1.1 has no word, so that it closes (MQTT-3.3.5-2)."""
+_TEXTS: Final = {
+    MQTT_REASON[outcome]: DETAIL[outcome] for outcome in reversed(Outcome) if outcome is not Outcome.ACCEPTED
+}
+
+
+def text_of_reason(reason: int) -> str:
+    """Return what an MQTT 5 client is told beside a reason code."""
+    return _TEXTS.get(reason, "")
 
 
 class Phase(enum.Enum):
     """Where a connection is in its life."""
 
     CONNECTING = "connecting"
+    DECIDING = "deciding"
     OPEN = "open"
     CLOSING = "closing"
     CLOSED = "closed"
+
+
+class Wire(Protocol):
+    """What carries the bytes: a transport, or a WebSocket made to look like one."""
+
+    def write(self, data: bytes, /) -> None:
+        """Send `data`."""
+
+    def close(self) -> None:
+        """Send what is left, then close."""
+
+    def abort(self) -> None:
+        """Close at once."""
+
+    def pause_reading(self) -> None:
+        """Stop calling `received`."""
+
+    def resume_reading(self) -> None:
+        """Call `received` again."""
+
+
+class MqttConnection:
+    """One MQTT connection, whatever carries it. All state changes happen on the event loop."""
+
+    __slots__ = (
+        "_held",
+        "_hub",
+        "_owed",
+        "_pauses",
+        "closing",
+        "door",
+        "key",
+        "last_read_s",
+        "peer",
+        "phase",
+        "producer",
+        "session",
+        "wire",
+    )
+
+    def __init__(self, hub: Hub, wire: Wire, door: Door, peer: Peer) -> None:
+        self._hub = hub
+        self.door = door
+        self.wire = wire
+        self.peer = peer
+        self.session = ServerSession(hub.session_limits)
+        self.phase = Phase.CONNECTING
+        self.producer: Producer | None = None
+        self.key = b""
+        self.closing: Closing | None = None
+        self.last_read_s = clock.monotonic_s()
+        self._owed: list[tuple[int, float, int, list[int]]] = []
+        self._held: list[list[Publish]] | None = None
+        self._pauses = 0
+
+    # What the wire says.
+
+    def received(self, data: bytes) -> None:
+        """Take what was read. Hot: guarded by bench/test_worker.py::test_received."""
+        session = self.session
+        now_s = self.last_read_s = clock.monotonic_s()
+        publishes = session.feed(data)
+        if publishes:
+            self._publish(publishes, now_s)
+        if session.needs_attention:
+            self._attend()
+
+    def ended(self) -> None:
+        """Hear that the wire is gone."""
+        if self.phase is Phase.CLOSED:
+            return
+        was_open = self.producer is not None
+        self.phase = Phase.CLOSED
+        self._hub.closed(self, self.closing or (Closing.PEER if self.session.disconnected else Closing.LOST))
+        if was_open:
+            self._hub.leave_will(self)
+
+    # Publishes.
+
+    def _publish(self, publishes: list[Publish], now_s: float) -> None:
+        hub = self._hub
+        if self._held is not None or not hub.pipeline.has_room():
+            self._hold(publishes)
+            return
+        producer = self.producer
+        assert producer is not None
+        session = self.session
+        outcomes, pause_s = hub.pipeline.publish(producer, publishes, now_s)
+        if outcomes is None:
+            reasons = None
+        elif producer.can_refuse:
+            reasons = [MQTT_REASON[Outcome(outcome)] for outcome in outcomes]
+        else:
+            publishes, reasons = self._close_in_3(publishes, outcomes), None
+        reply = session.acknowledge(publishes, reasons, text_of_reason) if publishes else b""
+        if reply:
+            count = len(publishes)
+            ids: list[int] = []
+            if len(reply) != 4 * count:
+                count = sum(1 for publish in publishes if publish[2])
+            if session.uses_qos_2:
+                ids = session.qos_2_ids(publishes, reasons)
+                if ids and session.session_expiry_s:
+                    hub.remember(self, also=ids)
+            self._owed.append((len(reply), now_s, count, ids))
+            hub.spool.answer(self, reply)
+        if pause_s:
+            self.pause(pause_s)
+
+    def _close_in_3(self, publishes: list[Publish], outcomes: list[int]) -> list[Publish]:
+        """Answer what was accepted before the first refusal that 3.1.1 cannot say, then close."""
+        for position, outcome in enumerate(outcomes):
+            if outcome in CLOSES_IN_3:
+                self.finish(Closing.REFUSED, ReasonCode.NOT_AUTHORIZED, DETAIL[Outcome(outcome)])
+                return publishes[:position]
+        return publishes
+
+    def _hold(self, publishes: list[Publish]) -> None:
+        """Keep the publishes of one read until the spool has room, and read no more."""
+        if self._held is None:
+            self._held = []
+            self._stop_reading()
+            self._hub.spool.when_room(self._release)
+        self._held.append(publishes)
+
+    def _release(self) -> None:
+        held = self._held or []
+        self._held = None
+        self._start_reading()
+        for publishes in held:
+            self._publish(publishes, clock.monotonic_s())
+
+    def pause(self, pause_s: float) -> None:
+        """Read nothing for `pause_s`, so that the debt of this device or tenant is paid."""
+        self._stop_reading()
+        self._hub.loop.call_later(pause_s, self._start_reading)
+
+    @property
+    def paused(self) -> bool:
+        """Return whether it is we who do not read."""
+        return self._pauses > 0
+
+    def _stop_reading(self) -> None:
+        self._pauses += 1
+        if self._pauses == 1 and self.phase is not Phase.CLOSED:
+            self.wire.pause_reading()
+
+    def _start_reading(self) -> None:
+        self._pauses -= 1
+        if not self._pauses and self.phase in {Phase.OPEN, Phase.DECIDING}:
+            self.last_read_s = clock.monotonic_s()
+            self.wire.resume_reading()
+
+    # What the spool says.
+
+    def durable(self, reply: bytes) -> None:
+        """Send answers: what they acknowledge is on the disk."""
+        if self.phase is not Phase.CLOSED:
+            self.wire.write(reply)
+        left = len(reply)
+        owed = self._owed
+        session = self.session
+        events = self._hub.events
+        now_s = clock.monotonic_s()
+        while left > 0 and owed:
+            length, read_s, count, ids = owed.pop(0)
+            left -= length
+            session.answered(count, ids)
+            events.acknowledged(now_s - read_s, count)
+        if self.phase is Phase.CLOSING and not owed:
+            self._say_goodbye()
+
+    def lost(self, error: SpoolError) -> bool:
+        """Wait on while the disk refuses: nothing was answered, and the group is tried again."""
+        assert error.retriable
+        return False
+
+    # Everything that is not a publish.
+
+    def _attend(self) -> None:
+        session = self.session
+        if session.connect is not None and self.phase is Phase.CONNECTING:
+            self.phase = Phase.DECIDING
+            self._hub.connect(self, session.connect)
+            return
+        output = session.take_output()
+        if output:
+            self._send(output)
+        if session.failure is not None and self.phase not in {Phase.CLOSING, Phase.CLOSED}:
+            self._hub.broke_protocol(self, session.failure)
+            if self.producer is None:
+                refusal = session.refuse(session.failure.reason, session.failure.text)
+                self.turn_away(refusal)
+            else:
+                self.finish(Closing.PROTOCOL_ERROR, session.failure.reason, session.failure.text)
+        elif session.disconnected and self.phase is Phase.OPEN:
+            self.finish(Closing.PEER, None, "")
+
+    def _send(self, output: bytes) -> None:
+        """Send answers that need no disk; a PUBCOMP waits until its release is stored."""
+        released = self.session.take_released()
+        if released and self.session.session_expiry_s:
+            self._hub.remember(self, also=())
+            self._owed.append((len(output), clock.monotonic_s(), 0, []))
+            self._hub.spool.answer(self, output)
+        elif self.phase is not Phase.CLOSED:
+            self.wire.write(output)
+
+    def opened(self, producer: Producer, connack: bytes) -> None:
+        """Let the client in; what it sent since its CONNECT is read now."""
+        self.producer = producer
+        self.phase = Phase.OPEN
+        self.wire.write(connack)
+        self.received(b"")
+
+    def turn_away(self, refusal: bytes) -> None:
+        """Refuse the CONNECT and close."""
+        if refusal:
+            self.wire.write(refusal)
+        self.closing = Closing.REFUSED
+        self.phase = Phase.CLOSING
+        self.wire.close()
+
+    def finish(self, closing: Closing, reason: int | None, text: str) -> None:
+        """Close after what is owed is answered; MQTT 5 is told why, unless `reason` is None."""
+        if self.phase in {Phase.CLOSING, Phase.CLOSED}:
+            return
+        self.closing = closing
+        self.phase = Phase.CLOSING
+        self._stop_reading()
+        self._hub.farewells[self] = (reason, text)
+        if not self._owed:
+            self._say_goodbye()
+        else:
+            self._hub.loop.call_later(self._hub.close_deadline_s, self._give_up)
+
+    def _say_goodbye(self) -> None:
+        reason, text = self._hub.farewells.pop(self, (None, ""))
+        if reason is not None:
+            farewell = self.session.farewell(reason, text)
+            if farewell:
+                self.wire.write(farewell)
+        self.wire.close()
+
+    def _give_up(self) -> None:
+        self._hub.farewells.pop(self, None)
+        if self.phase is not Phase.CLOSED:
+            self.wire.abort()
+
+    def take_will(self) -> Will | None:
+        """Return the will, once."""
+        will, self.session.will = self.session.will, None
+        return will
+
+
+class MqttProtocol(asyncio.BufferedProtocol):
+    """Lets a transport read into the loop's shared buffer and hand it to the connection."""
+
+    __slots__ = ("_buffer", "_door", "_hub", "connection")
+
+    def __init__(self, hub: Hub, door: Door, buffer: memoryview) -> None:
+        self._hub = hub
+        self._door = door
+        self._buffer = buffer
+        self.connection: MqttConnection | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start the session."""
+        assert isinstance(transport, asyncio.Transport)
+        self.connection = MqttConnection(self._hub, transport, self._door, peer_of(transport))
+        self._hub.made(self.connection)
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # the loop's own buffer is larger
+        """Return the buffer that all connections of the loop share."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Consume what was read before anybody else reads."""
+        assert self.connection is not None
+        self.connection.received(bytes(self._buffer[:nbytes]))
+
+    def eof_received(self) -> bool:
+        """Close our side too."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # the reason changes nothing
+        """End the session."""
+        if self.connection is not None:
+            self.connection.ended()
+            self.connection = None
+
+    def pause_writing(self) -> None:
+        """Read no more from a peer that does not take its answers."""
+        if self.connection is not None:
+            self.connection._stop_reading()
+
+    def resume_writing(self) -> None:
+        """Read again."""
+        if self.connection is not None:
+            self.connection._start_reading()

@@ -293,7 +293,7 @@ class Spool:
         if self._loose:
             self._flush()
         if self.state is not State.BROKEN:
-            while self._busy or self.current or self._scheduled:
+            while self._busy or self.current or self._scheduled:  # noqa: ASYNC110  # once, at the end
                 await asyncio.sleep(0.002)
         self._jobs.put(None)
         await asyncio.to_thread(self._writer.join, 5.0)

@@ -64,6 +64,7 @@ class ServerSession:
         "_released",
         "_tail",
         "_topics",
+        "_unanswered",
         "connect",
         "disconnected",
         "failure",
@@ -74,6 +75,7 @@ class ServerSession:
         "problem_information",
         "received",
         "session_expiry_s",
+        "uses_qos_2",
         "version",
         "will",
     )
@@ -84,6 +86,7 @@ class ServerSession:
         self._need = 0
         self._output: list[bytes] = []
         self._topics: set[bytes] = set()
+        self._unanswered = 0
         self._aliases: dict[int, bytes] | None = None
         self._released: list[int] = []
         self._pending_received: set[int] | None = None
@@ -95,6 +98,7 @@ class ServerSession:
         self.disconnected = False
         self.will: Will | None = None
         self.inflight = 0
+        self.uses_qos_2 = False
         self.keep_alive_s = 0
         self.session_expiry_s = 0
         self.peer_packet_bytes_max = wire.VARINT_MAX
@@ -105,7 +109,7 @@ class ServerSession:
         """Return whether the driver has anything to do but answer publishes."""
         return bool(self._output or self.connect or self.failure or self.disconnected)
 
-    def feed(self, data: bytes) -> list[Publish]:
+    def feed(self, data: bytes) -> list[Publish]:  # noqa: PLR0915  # hot: one loop on purpose
         """Take what was read and return the publishes in it, in order.
 
         Hot: guarded by bench/test_mqtt_parse.py::test_feed. One loop over all complete packets; the plain
@@ -147,9 +151,7 @@ class ServerSession:
                         length, body = head
                 stop = body + length
                 if stop - position > packet_bytes_max:
-                    raise ProtocolError(
-                        ReasonCode.PACKET_TOO_LARGE, f"a packet has at most {packet_bytes_max} bytes"
-                    )
+                    self._refuse_size()
                 if stop > end:
                     self._need = stop - position
                     break
@@ -189,20 +191,23 @@ class ServerSession:
         self._count_inflight(publishes)
         return publishes
 
+    def _refuse_size(self) -> None:
+        raise ProtocolError(
+            ReasonCode.PACKET_TOO_LARGE, f"a packet has at most {self._limits.packet_bytes_max} bytes"
+        )
+
     def _count_inflight(self, publishes: list[Publish]) -> None:
         """Hold the client to the receive maximum, which 3.1.1 clients are never told of."""
         if not publishes:
             return
-        inflight = self.inflight + len(publishes)
-        if inflight > self._limits.receive_maximum:
-            inflight -= sum(1 for publish in publishes if not publish[2])
-            if inflight > self._limits.receive_maximum and self.version == MQTT_5 and self.failure is None:
-                # MQTT-3.3.4-9
-                self.failure = ProtocolError(
-                    ReasonCode.RECEIVE_MAXIMUM_EXCEEDED, "more publishes in flight than the receive maximum"
-                )
-                self.open = False
-        self.inflight = inflight
+        self.inflight += len(publishes) - self._unanswered
+        self._unanswered = 0
+        if self.inflight > self._limits.receive_maximum and self.version == MQTT_5 and self.failure is None:
+            # MQTT-3.3.4-9
+            self.failure = ProtocolError(
+                ReasonCode.RECEIVE_MAXIMUM_EXCEEDED, "more publishes in flight than the receive maximum"
+            )
+            self.open = False
 
     def _feed_connect(self, data: bytes) -> bytes:
         """Read the CONNECT, and keep what follows it until the verdict."""
@@ -276,7 +281,9 @@ class ServerSession:
             topic = self._resolve_alias(topic, properties.get(Property.TOPIC_ALIAS))
         if topic not in self._topics:
             self._learn_topic(topic)
-        if qos == 2 and self._is_repeated(packet_id):
+        if not qos:
+            self._unanswered += 1
+        elif qos == 2 and self._is_repeated(packet_id):
             return None
         return (topic, body[position:], qos, packet_id)
 
@@ -286,6 +293,7 @@ class ServerSession:
         if self.received is not None and number in self.received:
             self._output.append(packets.ack(PUBREC, packet_id))
             return True
+        self.uses_qos_2 = True
         if self._pending_received is None:
             self._pending_received = set()
         if number in self._pending_received:
@@ -536,6 +544,10 @@ class ServerSession:
             for position, publish in enumerate(publishes)
             if publish[2] == 2 and (reasons is None or not reasons[position])
         ]
+
+    def all_received(self) -> set[int]:
+        """Return the QoS 2 ids in use, those that wait for the fsync included."""
+        return {*(self.received or ()), *(self._pending_received or ())}
 
     def answered(self, count: int, ids: Iterable[int] = ()) -> None:
         """Note that the answers to `count` QoS 1 or 2 publishes were sent; `ids` are durable now."""
