@@ -53,6 +53,7 @@ class Acceptor:
         handshake_deadline_s: float,
         handshakes_max: int,
         gate: Gate,
+        connections: Callable[[], int],
         refused: Callable[[str, str], None],
         failed: Callable[[BaseException, str], None],
     ) -> None:
@@ -62,6 +63,7 @@ class Acceptor:
         self._handshake_deadline_s = handshake_deadline_s
         self._handshakes_max = handshakes_max
         self._gate = gate
+        self._connections = connections
         self._refused = refused
         self._failed = failed
         self._handshakes = 0
@@ -121,7 +123,7 @@ class Acceptor:
             self._wait(wait_s)
 
     def _take(self, peer: socket.socket, name: str) -> None:
-        if not self._gate.accepted(clock.monotonic_s()):
+        if not self._gate.accepted(clock.monotonic_s(), self._connections() + self._handshakes):
             self._refused("connection_cap", name)
             peer.close()
             return
@@ -145,7 +147,6 @@ class Acceptor:
                     ssl_handshake_timeout=self._handshake_deadline_s,
                 )
         except (OSError, EOFError, asyncio.CancelledError) as error:
-            self._gate.left()
             peer.close()
             if isinstance(error, asyncio.CancelledError):
                 raise

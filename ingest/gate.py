@@ -17,7 +17,6 @@ class Gate:
         self._lag_max_s = lag_max_s
         self._connections_max = connections_max
         self.lag_s = 0.0
-        self.connections = 0
 
     def observe_lag(self, lag_s: float) -> None:
         """Take one measurement of how late the loop was."""
@@ -32,14 +31,7 @@ class Gate:
             return 0, max(0.001, self._rate.wait_s(1, now_s))
         return min(tokens, BATCH_MAX), 0.0
 
-    def accepted(self, now_s: float) -> bool:
-        """Count one accepted peer; return False when the cap says to close it at once."""
+    def accepted(self, now_s: float, connections: int) -> bool:
+        """Count one accepted peer beside `connections`; return False when the cap says to close it."""
         self._rate.take(1, now_s)
-        if self.connections >= self._connections_max:
-            return False
-        self.connections += 1
-        return True
-
-    def left(self) -> None:
-        """Count a connection out."""
-        self.connections -= 1
+        return connections < self._connections_max

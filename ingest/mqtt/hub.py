@@ -410,7 +410,7 @@ class Hub:
         self._publish_will(producer, will)
 
     def _cancel_will(self, key: bytes, *, resumed: bool) -> None:
-        """Drop the will of a session that was resumed in time, publish that of one that was not (3.1.3.2.2)."""
+        """Drop the will of a session that was resumed in time; publish the others (3.1.3.2.2)."""
         entry = self._wills.pop(key, None)
         if entry is None:
             return

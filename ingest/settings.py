@@ -1,0 +1,366 @@
+"""The settings of a node: TOML, decoded into frozen structs; what is not known is an error.
+
+Defaults are in the structs and in docs/guides/settings.md. Times end in `_s` and are seconds, sizes end
+in `_bytes` or `bytes_max` and are bytes. Secrets stand in files that settings name, never here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Rate = Annotated[float, msgspec.Meta(ge=0)]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._~-]{1,64}$")]
+MIB: Final = 1 << 20
+
+
+class SettingsError(Exception):
+    """The settings are wrong; the text names the file, the line and what to do."""
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class Node(_Section):
+    """The node as a whole. `workers` 0 means one a core."""
+
+    name: Name = "headworks"
+    role: Literal["core"] = "core"
+    data_dir: str = "var"
+    workers: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
+    registration: Literal["open", "registered"] = "open"
+    trust_domain: str = ""
+    drain_deadline_s: Seconds = 20.0
+
+
+class Listener(_Section):
+    """One port. `http` also carries WebSocket, and MQTT over WebSocket on /mqtt."""
+
+    protocol: Literal["mqtt", "http"]
+    bind: str
+    tls: Literal["off", "server", "mutual"] = "mutual"
+    auth: list[Literal["certificate", "jwt", "api_key", "topic"]] = msgspec.field(
+        default_factory=lambda: ["certificate"]  # type: ignore[arg-type,unused-ignore]
+    )
+    allow_plaintext: bool = False
+
+
+class Tls(_Section):
+    """Certificate files, reloaded together when one changes or on SIGHUP."""
+
+    certificate: str = ""
+    key: str = ""
+    client_ca: str = ""
+    crl: str = ""
+    handshake_deadline_s: Seconds = 15.0
+    handshakes_max: Positive = 1000
+    reload_poll_s: Seconds = 1.0
+
+
+class Accept(_Section):
+    """When a worker takes new connections; the rest wait in the kernel's backlog."""
+
+    rate_per_s: Annotated[float, msgspec.Meta(gt=0)] = 2000.0
+    loop_lag_max_s: Annotated[float, msgspec.Meta(gt=0)] = 0.5
+    connections_max: Positive = 18_000
+    backlog: Positive = 4096
+
+
+class Mqtt(_Section):
+    """Limits of MQTT sessions."""
+
+    packet_bytes_max: Annotated[int, msgspec.Meta(ge=1024, le=268_435_455)] = MIB
+    connect_bytes_max: Positive = 65_536
+    connect_deadline_s: Seconds = 15.0
+    receive_maximum: Annotated[int, msgspec.Meta(ge=1, le=65_535)] = 1024
+    topic_alias_maximum: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 32
+    topic_levels_max: Positive = 20
+    topic_bytes_max: Positive = 512
+    client_id_bytes_max: Positive = 256
+    user_properties_max: Count = 32
+    keep_alive_s_max: Annotated[int, msgspec.Meta(ge=1, le=65_535)] = 3600
+    session_expiry_s_max: Count = 86_400
+    routes_max: Positive = 1024
+    wills_max: Count = 10_000
+    takeover_deadline_s: Seconds = 2.0
+    close_deadline_s: Seconds = 5.0
+
+
+class Http(_Section):
+    """Limits of HTTP requests and WebSockets."""
+
+    body_bytes_max: Positive = 4 * MIB
+    inflated_bytes_max: Positive = 16 * MIB
+    header_bytes_max: Positive = 16_384
+    request_deadline_s: Seconds = 30.0
+    keep_alive_s: Seconds = 75.0
+    idempotency_s: Seconds = 86_400.0
+    websocket_message_bytes_max: Positive = MIB
+    websocket_unacknowledged_max: Positive = 4096
+    websocket_ping_s: Seconds = 30.0
+
+
+class SpoolSection(_Section):
+    """What a worker's spool may hold; `full` says what MQTT clients meet when it is full."""
+
+    bytes_max: Positive = 4 << 30
+    age_max_s: Seconds = 7 * 86_400.0
+    group_bytes_max: Positive = MIB
+    full: Literal["pause", "refuse"] = "pause"
+    dead_letters_max: Count = 100_000
+    refused_kept_per_s: Rate = 100.0
+
+
+class Sink(_Section):
+    """Where records go."""
+
+    kind: Literal["kinesis", "local", "null"] = "local"
+    stream: str = ""
+    region: str = ""
+    endpoint: str = ""
+    record_bytes_max: Annotated[int, msgspec.Meta(ge=1024, le=MIB)] = 256 * 1024
+    pending_bytes_max: Positive = 32 * MIB
+    call_deadline_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0
+    concurrency_max: Positive = 8
+    shard_bytes_per_s: Positive = 1_000_000
+    shard_records_per_s: Positive = 1000
+
+
+class Plan(_Section):
+    """What tenants on a plan may send; 0 is unlimited. `device_*` hold for each device."""
+
+    messages_per_s: Rate = 0.0
+    bytes_per_s: Rate = 0.0
+    connections_max: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 0
+    device_messages_per_s: Rate = 100.0
+    device_bytes_per_s: Rate = 1_000_000.0
+    device_connections_max: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 10
+    burst_s: Annotated[float, msgspec.Meta(gt=0)] = 2.0
+    over_limit: Literal["pause", "refuse", "shed"] = "pause"
+
+
+class Stream(_Section):
+    """What a stream takes; the rule holds for `name` and everything below it."""
+
+    name: str
+    kind: Literal["telemetry", "raw"] = "telemetry"
+    payload_bytes_max: Positive = 256 * 1024
+
+
+class Jwt(_Section):
+    """JSON Web Tokens as credentials; RS256, ES256 and EdDSA."""
+
+    jwks_file: str = ""
+    jwks_url: str = ""
+    issuer: str = ""
+    audience: str = ""
+    leeway_s: Seconds = 30.0
+    tenant_claim: str = "tenant"
+    device_claim: str = "device"
+    gateway_claim: str = "gateway"
+    refresh_s: Annotated[float, msgspec.Meta(ge=1)] = 300.0
+
+
+class Memory(_Section):
+    """How much room the tables have that workers share."""
+
+    tenants_max: Annotated[int, msgspec.Meta(ge=2)] = 1024
+    devices_max: Positive = 200_000
+    sessions_max: Positive = 200_000
+    idempotency_keys_max: Positive = 100_000
+
+
+class Admin(_Section):
+    """Where /metrics, /healthz, /readyz and /status are served."""
+
+    bind: str = "127.0.0.1:9090"
+
+
+class Log(_Section):
+    """The log, on standard error. `auto` is for people on a terminal and JSON elsewhere."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"
+
+
+class Settings(_Section):
+    """All of it."""
+
+    node: Node = Node()
+    listeners: list[Listener] = []
+    tls: Tls = Tls()
+    accept: Accept = Accept()
+    mqtt: Mqtt = Mqtt()
+    http: Http = Http()
+    spool: SpoolSection = SpoolSection()
+    sink: Sink = Sink()
+    limits: dict[str, Plan] = {}
+    streams: list[Stream] = []
+    jwt: Jwt = Jwt()
+    memory: Memory = Memory()
+    admin: Admin = Admin()
+    log: Log = Log()
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
+    """Read and check the settings; raises `SettingsError`."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"cannot read {path}: {error}") from error
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path}: not TOML: {error}") from error
+    for override in overrides:
+        _override(data, override)
+    return parse(data, source=str(path), text=text)
+
+
+def parse(data: dict[str, Any], *, source: str, text: str) -> Settings:
+    """Check settings that were read from `source`, whose `text` is searched for the line of an error."""
+    _refuse_unknown(Settings, data, "", source, text)
+    try:
+        settings = msgspec.convert(data, Settings)
+    except msgspec.ValidationError as error:
+        message, _, where = str(error).partition(" - at ")
+        key = where.strip("`").removeprefix("$.")
+        raise SettingsError(f"{_place(source, text, key)}{key}: {message[0].lower()}{message[1:]}") from error
+    _check(settings, source, text)
+    return settings
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    """Apply one `--set a.b=value`; the value is TOML, or text if it is none."""
+    path, equals, raw = override.partition("=")
+    if not equals or not path:
+        raise SettingsError(f"--set {override}: write it as section.key=value")
+    try:
+        value = tomllib.loads(f"v = {raw}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = raw
+    *parents, last = path.split(".")
+    target: Any = data
+    for parent in parents:
+        if isinstance(target, list):
+            target = target[int(parent)] if parent.isdecimal() and int(parent) < len(target) else None
+        else:
+            target = target.setdefault(parent, {})
+        if not isinstance(target, dict | list):
+            raise SettingsError(f"--set {override}: {parent} is not a section")
+    if isinstance(target, list):
+        raise SettingsError(f"--set {override}: name the field of an entry, as in listeners.0.bind")
+    target[last] = value
+
+
+def _refuse_unknown(struct: type[msgspec.Struct], data: Any, path: str, source: str, text: str) -> None:
+    """Refuse keys that no struct has, with the nearest one that does."""
+    if not isinstance(data, dict):
+        return
+    fields = {field.name: field.type for field in msgspec.structs.fields(struct)}
+    for key, value in data.items():
+        where = f"{path}{key}"
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(fields)}"
+            raise SettingsError(f"{_place(source, text, where)}{where}: unknown setting{hint}")
+        for inner, items in _inner(fields[key], value, where):
+            _refuse_unknown(inner, items[1], items[0], source, text)
+
+
+def _inner(kind: Any, value: Any, where: str) -> list[tuple[type[msgspec.Struct], tuple[str, Any]]]:
+    """Return the structs inside a field with (path, data) of each."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return [(kind, (f"{where}.", value))]
+    arguments = getattr(kind, "__args__", ())
+    struct = arguments[-1] if arguments else None
+    if not (isinstance(struct, type) and issubclass(struct, msgspec.Struct)):
+        return []
+    if isinstance(value, dict):
+        return [(struct, (f"{where}.{name}.", item)) for name, item in value.items()]
+    if isinstance(value, list):
+        return [(struct, (f"{where}[{position}].", item)) for position, item in enumerate(value)]
+    return []
+
+
+def _place(source: str, text: str, path: str) -> str:
+    """Return `source:line: ` of a key, by looking for its section and then for the key."""
+    parts = re.split(r"[.\[]", path)
+    key = parts[-1]
+    section = parts[0]
+    wanted = int(number[-1]) if (number := re.findall(r"\[(\d+)\]", path)) else 0
+    seen, inside = -1, len(parts) == 1
+    for line, content in enumerate(text.splitlines(), start=1):
+        head = re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", content)
+        if head:
+            name = head.group(1).replace('"', "")
+            if name == ".".join(part for part in parts if not part.endswith("]")) and len(parts) > 1:
+                return f"{source}:{line}: "
+            if name.split(".")[0] == section:
+                seen += 1
+            inside = name.split(".")[0] == section and (not number or seen == wanted)
+            if inside and len(parts) > 2 and not number:
+                inside = name == ".".join(parts[:-1])
+        elif inside and re.match(rf"\s*\"?{re.escape(key)}\"?\s*=", content):
+            return f"{source}:{line}: "
+    return f"{source}: "
+
+
+def split_bind(bind: str) -> tuple[str, int]:
+    """Return (host, port) of `host:port` or `[v6]:port`; raises ValueError."""
+    host, colon, port = bind.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not port.isdecimal() or int(port) > 65_535:
+        raise ValueError(f"{bind!r} is not host:port")
+    return str(ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)), int(port)
+
+
+def _check(settings: Settings, source: str, text: str) -> None:
+    """Check what no single field can know."""
+
+    def wrong(key: str, why: str) -> SettingsError:
+        return SettingsError(f"{_place(source, text, key)}{key}: {why}")
+
+    for position, listener in enumerate(settings.listeners):
+        key = f"listeners[{position}]"
+        try:
+            host, _ = split_bind(listener.bind)
+        except ValueError as error:
+            raise wrong(f"{key}.bind", str(error)) from error
+        loopback = ipaddress.ip_address(host).is_loopback
+        if listener.tls == "off" and not loopback and not listener.allow_plaintext:
+            why = "plaintext outside the loopback; use tls, or say allow_plaintext = true"
+            raise wrong(f"{key}.tls", why)
+        if "topic" in listener.auth and not loopback:
+            raise wrong(f"{key}.auth", '"topic" proves nothing, so it is for the loopback only')
+        if "certificate" in listener.auth and listener.tls != "mutual":
+            raise wrong(f"{key}.auth", 'certificates need tls = "mutual"')
+        if not listener.auth:
+            raise wrong(f"{key}.auth", "nobody could connect: name at least one credential")
+        if listener.protocol == "mqtt" and "api_key" in listener.auth:
+            raise wrong(f"{key}.auth", "API keys are for http listeners")
+        if "jwt" in listener.auth and not (settings.jwt.jwks_file or settings.jwt.jwks_url):
+            raise wrong(f"{key}.auth", "tokens need jwt.jwks_file or jwt.jwks_url")
+        if listener.tls != "off" and not (settings.tls.certificate and settings.tls.key):
+            raise wrong("tls.certificate", "a listener with TLS needs tls.certificate and tls.key")
+        if listener.tls == "mutual" and not settings.tls.client_ca:
+            raise wrong("tls.client_ca", "a listener with mutual TLS needs tls.client_ca")
+    if not settings.listeners:
+        raise wrong("listeners", "there is no [[listeners]] entry, so nobody could connect")
+    if settings.sink.kind == "kinesis" and not (settings.sink.stream and settings.sink.region):
+        raise wrong("sink.kind", "kinesis needs sink.stream and sink.region")
+    try:
+        split_bind(settings.admin.bind)
+    except ValueError as error:
+        raise wrong("admin.bind", str(error)) from error
