@@ -32,7 +32,7 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     pass
 
 
-class Node(_Section):
+class Node(_Section, frozen=True):
     """The node as a whole. `workers` 0 means one a core."""
 
     name: Name = "headworks"
@@ -44,7 +44,7 @@ class Node(_Section):
     drain_deadline_s: Seconds = 20.0
 
 
-class Listener(_Section):
+class Listener(_Section, frozen=True):
     """One port. `http` also carries WebSocket, and MQTT over WebSocket on /mqtt."""
 
     protocol: Literal["mqtt", "http"]
@@ -56,7 +56,7 @@ class Listener(_Section):
     allow_plaintext: bool = False
 
 
-class Tls(_Section):
+class Tls(_Section, frozen=True):
     """Certificate files, reloaded together when one changes or on SIGHUP."""
 
     certificate: str = ""
@@ -68,7 +68,7 @@ class Tls(_Section):
     reload_poll_s: Seconds = 1.0
 
 
-class Accept(_Section):
+class Accept(_Section, frozen=True):
     """When a worker takes new connections; the rest wait in the kernel's backlog."""
 
     rate_per_s: Annotated[float, msgspec.Meta(gt=0)] = 2000.0
@@ -77,7 +77,7 @@ class Accept(_Section):
     backlog: Positive = 4096
 
 
-class Mqtt(_Section):
+class Mqtt(_Section, frozen=True):
     """Limits of MQTT sessions."""
 
     packet_bytes_max: Annotated[int, msgspec.Meta(ge=1024, le=268_435_455)] = MIB
@@ -97,7 +97,7 @@ class Mqtt(_Section):
     close_deadline_s: Seconds = 5.0
 
 
-class Http(_Section):
+class Http(_Section, frozen=True):
     """Limits of HTTP requests and WebSockets."""
 
     body_bytes_max: Positive = 4 * MIB
@@ -111,7 +111,7 @@ class Http(_Section):
     websocket_ping_s: Seconds = 30.0
 
 
-class SpoolSection(_Section):
+class SpoolSection(_Section, frozen=True):
     """What a worker's spool may hold; `full` says what MQTT clients meet when it is full."""
 
     bytes_max: Positive = 4 << 30
@@ -122,7 +122,7 @@ class SpoolSection(_Section):
     refused_kept_per_s: Rate = 100.0
 
 
-class Sink(_Section):
+class Sink(_Section, frozen=True):
     """Where records go."""
 
     kind: Literal["kinesis", "local", "null"] = "local"
@@ -137,7 +137,7 @@ class Sink(_Section):
     shard_records_per_s: Positive = 1000
 
 
-class Plan(_Section):
+class Plan(_Section, frozen=True):
     """What tenants on a plan may send; 0 is unlimited. `device_*` hold for each device."""
 
     messages_per_s: Rate = 0.0
@@ -150,7 +150,7 @@ class Plan(_Section):
     over_limit: Literal["pause", "refuse", "shed"] = "pause"
 
 
-class Stream(_Section):
+class Stream(_Section, frozen=True):
     """What a stream takes; the rule holds for `name` and everything below it."""
 
     name: str
@@ -158,7 +158,7 @@ class Stream(_Section):
     payload_bytes_max: Positive = 256 * 1024
 
 
-class Jwt(_Section):
+class Jwt(_Section, frozen=True):
     """JSON Web Tokens as credentials; RS256, ES256 and EdDSA."""
 
     jwks_file: str = ""
@@ -172,7 +172,7 @@ class Jwt(_Section):
     refresh_s: Annotated[float, msgspec.Meta(ge=1)] = 300.0
 
 
-class Memory(_Section):
+class Memory(_Section, frozen=True):
     """How much room the tables have that workers share."""
 
     tenants_max: Annotated[int, msgspec.Meta(ge=2)] = 1024
@@ -181,20 +181,20 @@ class Memory(_Section):
     idempotency_keys_max: Positive = 100_000
 
 
-class Admin(_Section):
+class Admin(_Section, frozen=True):
     """Where /metrics, /healthz, /readyz and /status are served."""
 
     bind: str = "127.0.0.1:9090"
 
 
-class Log(_Section):
+class Log(_Section, frozen=True):
     """The log, on standard error. `auto` is for people on a terminal and JSON elsewhere."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "console"] = "auto"
 
 
-class Settings(_Section):
+class Settings(_Section, frozen=True):
     """All of it."""
 
     node: Node = Node()

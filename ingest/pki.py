@@ -1,0 +1,211 @@
+"""A development certificate authority: ECDSA P-256, one CA, servers, devices, gateways, revocation.
+
+Not for production: its CA key lies unencrypted in a file. Files are written whole (rename), keys with
+mode 0600.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from ingest import clock
+
+CA_DAYS: Final = 3650
+CRL_DAYS: Final = 30
+TRUST_DOMAIN: Final = "headworks.local"
+
+
+class PkiError(Exception):
+    """What was asked of the CA cannot be done; the text says why."""
+
+
+class Issued(msgspec.Struct, frozen=True):
+    """The files of one certificate."""
+
+    certificate: Path
+    key: Path
+
+
+class DevelopmentCa:
+    """The CA in a folder: `ca.crt`, `ca.key`, `crl.pem`, and what it has issued."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
+            self._certificate = x509.load_pem_x509_certificate(self.ca_path.read_bytes())
+        except FileNotFoundError as error:
+            raise PkiError(f"there is no CA in {folder}; run: headworks pki init --dir {folder}") from error
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise PkiError(f"{folder / 'ca.key'} is not an elliptic curve key")
+        self._key = key
+
+    @classmethod
+    def create(cls, folder: Path) -> DevelopmentCa:
+        """Make a CA with an empty revocation list, unless the folder has one."""
+        if not (folder / "ca.key").exists():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            key = ec.generate_private_key(ec.SECP256R1())
+            name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Headworks development CA")])
+            certificate = (
+                _builder(name, name, key, CA_DAYS)
+                .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+                .add_extension(_ca_usage(), critical=True)
+                .sign(key, hashes.SHA256())
+            )
+            _write(folder / "ca.key", _pem_key(key), 0o600)
+            _write(folder / "ca.crt", certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+        ca = cls(folder)
+        if not ca.crl_path.exists():
+            ca.write_crl([])
+        return ca
+
+    @property
+    def ca_path(self) -> Path:
+        """Where the CA's certificate is."""
+        return self.folder / "ca.crt"
+
+    @property
+    def crl_path(self) -> Path:
+        """Where the revocation list is."""
+        return self.folder / "crl.pem"
+
+    def server(self, hosts: list[str], *, days: int = 365) -> Issued:
+        """Issue a server certificate for host names and addresses."""
+        names: list[x509.GeneralName] = []
+        for host in hosts:
+            try:
+                names.append(x509.IPAddress(ipaddress.ip_address(host)))
+            except ValueError:
+                names.append(x509.DNSName(host))
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])])
+        return self._issue("server", subject, names, ExtendedKeyUsageOID.SERVER_AUTH, days)
+
+    def device(self, tenant: str, device: str, *, days: int = 365, kind: str = "device") -> Issued:
+        """Issue a client certificate for a device or a gateway of a tenant."""
+        uri = f"spiffe://{TRUST_DOMAIN}/tenant/{tenant}/{kind}/{device}"
+        subject = x509.Name(
+            [
+                x509.NameAttribute(NameOID.ORGANIZATION_NAME, tenant),
+                x509.NameAttribute(NameOID.COMMON_NAME, device),
+            ]
+        )
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri)]
+        return self._issue(
+            f"{kind}s/{tenant}/{device}", subject, names, ExtendedKeyUsageOID.CLIENT_AUTH, days
+        )
+
+    def _issue(
+        self,
+        path: str,
+        subject: x509.Name,
+        names: list[x509.GeneralName],
+        usage: x509.ObjectIdentifier,
+        days: int,
+    ) -> Issued:
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = (
+            _builder(subject, self._certificate.subject, key, days)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
+            )
+            .sign(self._key, hashes.SHA256())
+        )
+        issued = Issued(self.folder / f"{path}.crt", self.folder / f"{path}.key")
+        issued.certificate.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write(issued.key, _pem_key(key), 0o600)
+        _write(issued.certificate, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+        return issued
+
+    def revoked(self) -> list[int]:
+        """Return the serial numbers on the revocation list."""
+        if not self.crl_path.exists():
+            return []
+        crl = x509.load_pem_x509_crl(self.crl_path.read_bytes())
+        return [entry.serial_number for entry in crl]
+
+    def revoke(self, certificate: Path) -> int:
+        """Put a certificate on the revocation list; return its serial number."""
+        try:
+            serial = x509.load_pem_x509_certificate(certificate.read_bytes()).serial_number
+        except (OSError, ValueError) as error:
+            raise PkiError(f"{certificate} is not a certificate: {error}") from error
+        self.write_crl(sorted({*self.revoked(), serial}))
+        return serial
+
+    def write_crl(self, serials: list[int]) -> None:
+        """Write the revocation list anew, good for 30 days."""
+        now = _now()
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self._certificate.subject)
+            .last_update(now - datetime.timedelta(minutes=5))
+            .next_update(now + datetime.timedelta(days=CRL_DAYS))
+        )
+        for serial in serials:
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
+            builder = builder.add_revoked_certificate(entry)
+        crl = builder.sign(self._key, hashes.SHA256())
+        _write(self.crl_path, crl.public_bytes(serialization.Encoding.PEM), 0o644)
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(clock.unix_s(), tz=datetime.UTC)
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int
+) -> x509.CertificateBuilder:
+    now = _now()
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(minutes=5))
+        .not_valid_after(now + datetime.timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    )
+
+
+def _ca_usage() -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=True,
+        crl_sign=True,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _pem_key(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    """Write a file whole: readers see the old one or the new one."""
+    new = path.with_name(path.name + ".new")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+    new.rename(path)

@@ -1,0 +1,67 @@
+"""Holds the set of certificates that is in use, and swaps it for a new one when files change."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+
+from ingest import clock
+from ingest.counters import HandshakeFailure
+from ingest.tls.material import TlsFiles, TlsMaterial, TlsMaterialError, load, signature
+
+Reloaded = Callable[[TlsMaterial | None, str | None], None]
+"""Called with the new set, or with None and what was wrong."""
+
+# OpenSSL's X509_V_ERR_* (x509_vfy.h).
+_VERIFY_FAILURES = {
+    10: HandshakeFailure.EXPIRED,
+    9: HandshakeFailure.EXPIRED,
+    18: HandshakeFailure.UNKNOWN_CA,
+    19: HandshakeFailure.UNKNOWN_CA,
+    20: HandshakeFailure.UNKNOWN_CA,
+    21: HandshakeFailure.UNKNOWN_CA,
+    23: HandshakeFailure.REVOKED,
+}
+
+
+class TlsStore:
+    """The current set. A bad set is reported and the old one stays."""
+
+    def __init__(self, files: TlsFiles, *, node_secret: bytes, reloaded: Reloaded) -> None:
+        self._files = files
+        self._node_secret = node_secret
+        self._reloaded = reloaded
+        self.current = load(files, node_secret=node_secret, now_s=clock.unix_s())
+        self._tried = self.current.signature
+
+    def context(self, *, mutual: bool, protocol: str) -> ssl.SSLContext:
+        """Return the context for new connections."""
+        return self.current.contexts[mutual, protocol]
+
+    def poll(self, *, force: bool = False) -> None:
+        """Reload the set if a file has changed, or if told to."""
+        seen = signature(self._files)
+        if seen == self._tried and not force:
+            return
+        self._tried = seen
+        try:
+            material = load(self._files, node_secret=self._node_secret, now_s=clock.unix_s())
+        except TlsMaterialError as error:
+            self._reloaded(None, str(error))
+            return
+        self.current = material
+        self._reloaded(material, None)
+
+
+def failure_of(error: BaseException) -> HandshakeFailure:
+    """Return why a handshake failed, as a metric names it."""
+    if isinstance(error, TimeoutError | ConnectionAbortedError):
+        return HandshakeFailure.TIMEOUT
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _VERIFY_FAILURES.get(error.verify_code, HandshakeFailure.OTHER)
+    reason = getattr(error, "reason", "") or ""
+    if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+        return HandshakeFailure.NO_CERTIFICATE
+    if reason in {"UNSUPPORTED_PROTOCOL", "WRONG_VERSION_NUMBER", "NO_PROTOCOLS_AVAILABLE"}:
+        return HandshakeFailure.PROTOCOL_VERSION
+    return HandshakeFailure.OTHER
