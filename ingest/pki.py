@@ -6,7 +6,7 @@ mode 0600.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import ipaddress
 import os
 from pathlib import Path
@@ -152,8 +152,8 @@ class DevelopmentCa:
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self._certificate.subject)
-            .last_update(now - datetime.timedelta(minutes=5))
-            .next_update(now + datetime.timedelta(days=CRL_DAYS))
+            .last_update(now - dt.timedelta(minutes=5))
+            .next_update(now + dt.timedelta(days=CRL_DAYS))
         )
         for serial in serials:
             entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
@@ -162,8 +162,8 @@ class DevelopmentCa:
         _write(self.crl_path, crl.public_bytes(serialization.Encoding.PEM), 0o644)
 
 
-def _now() -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(clock.unix_s(), tz=datetime.UTC)
+def _now() -> dt.datetime:
+    return dt.datetime.fromtimestamp(clock.unix_s(), tz=dt.UTC)
 
 
 def _builder(
@@ -176,8 +176,8 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(minutes=5))
-        .not_valid_after(now + datetime.timedelta(days=days))
+        .not_valid_before(now - dt.timedelta(minutes=5))
+        .not_valid_after(now + dt.timedelta(days=days))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
 

@@ -1,0 +1,245 @@
+"""Tenants, devices and API keys in SQLite; every process of a node opens the one file.
+
+Point look-ups take microseconds and run on the event loop. `changed()` tells cheaply whether another
+process wrote, so that suspensions and new plans are seen within a poll.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import hmac
+import secrets
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from routing.tenancy.identity import Credential, Identity, Kind
+
+SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS tenants (
+    name TEXT PRIMARY KEY, plan TEXT NOT NULL, status TEXT NOT NULL, created_s REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS devices (
+    tenant TEXT NOT NULL, name TEXT NOT NULL, status TEXT NOT NULL, created_s REAL NOT NULL,
+    PRIMARY KEY (tenant, name)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS api_keys (
+    id TEXT PRIMARY KEY, hash BLOB NOT NULL, tenant TEXT NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL,
+    status TEXT NOT NULL, created_s REAL NOT NULL, expires_s REAL
+) WITHOUT ROWID;
+"""
+DEFAULT_PLAN: Final = "default"
+
+
+class Status(enum.Enum):
+    """Whether a tenant, a device or a key may be used."""
+
+    ACTIVE = "active"
+    SUSPENDED = "suspended"
+
+
+class Verdict(enum.Enum):
+    """What the registry says of an identity."""
+
+    ADMITTED = "admitted"
+    NOT_REGISTERED = "not_registered"
+    SUSPENDED = "suspended"
+
+
+class RegistryError(Exception):
+    """What was asked cannot be done; the text says why."""
+
+
+class Tenant(msgspec.Struct, frozen=True):
+    """A customer of the platform."""
+
+    name: str
+    plan: str
+    status: str
+    created_s: float
+
+
+class Device(msgspec.Struct, frozen=True):
+    """A device or gateway of a tenant."""
+
+    tenant: str
+    name: str
+    status: str
+    created_s: float
+
+
+class ApiKey(msgspec.Struct, frozen=True):
+    """An API key without its secret, of which only a hash is kept."""
+
+    id: str
+    tenant: str
+    name: str
+    kind: str
+    status: str
+    created_s: float
+    expires_s: float | None
+
+
+class Registry:
+    """One process's view of the registry file; raises `RegistryError`."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            for pragma in ("busy_timeout = 5000", "journal_mode = WAL", "synchronous = FULL"):
+                self._connection.execute(f"PRAGMA {pragma}")
+            self._connection.executescript(SCHEMA)
+        except (OSError, sqlite3.Error) as error:
+            raise RegistryError(f"cannot open {path}: {error}") from error
+        self._version = self._data_version()
+
+    def _data_version(self) -> int:
+        return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+
+    def changed(self) -> bool:
+        """Return whether another process has written since the last call."""
+        version = self._data_version()
+        changed, self._version = version != self._version, version
+        return changed
+
+    # Tenants and devices.
+
+    def add_tenant(self, name: str, plan: str, now_s: float) -> None:
+        """Add a tenant, or put an existing one on `plan`."""
+        self._connection.execute(
+            "INSERT INTO tenants VALUES (?, ?, 'active', ?) ON CONFLICT (name) DO UPDATE SET plan = excluded.plan",
+            (name, plan, now_s),
+        )
+
+    def tenants(self) -> list[Tenant]:
+        """Return all tenants by name."""
+        return [Tenant(*row) for row in self._connection.execute("SELECT * FROM tenants ORDER BY name")]
+
+    def set_tenant_status(self, name: str, status: Status, now_s: float) -> None:
+        """Suspend or resume a tenant; one that was never added is added with that status."""
+        self._connection.execute(
+            "INSERT INTO tenants VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET status = excluded.status",
+            (name, DEFAULT_PLAN, status.value, now_s),
+        )
+
+    def add_devices(self, tenant: str, names: Iterable[str], now_s: float) -> int:
+        """Add devices of a tenant in one transaction; return how many are new."""
+        if self._connection.execute("SELECT 1 FROM tenants WHERE name = ?", (tenant,)).fetchone() is None:
+            raise RegistryError(f"there is no tenant {tenant}; run: headworks tenants add {tenant}")
+        self._connection.execute("BEGIN IMMEDIATE")
+        before = self._connection.total_changes
+        self._connection.executemany(
+            "INSERT OR IGNORE INTO devices VALUES (?, ?, 'active', ?)",
+            ((tenant, name, now_s) for name in names),
+        )
+        self._connection.execute("COMMIT")
+        return self._connection.total_changes - before
+
+    def devices(self, tenant: str | None) -> list[Device]:
+        """Return the devices of one tenant or of all."""
+        return [
+            Device(*row)
+            for row in self._connection.execute(
+                "SELECT * FROM devices WHERE ?1 IS NULL OR tenant = ?1 ORDER BY tenant, name", (tenant,)
+            )
+        ]
+
+    def set_device_status(self, tenant: str, name: str, status: Status, now_s: float) -> None:
+        """Suspend or resume a device; one that was never added is added with that status."""
+        self._connection.execute(
+            "INSERT INTO devices VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (tenant, name) DO UPDATE SET status = excluded.status",
+            (tenant, name, status.value, now_s),
+        )
+
+    def judge(self, tenant: str, device: str, *, registered_only: bool) -> Verdict:
+        """Say whether `device` of `tenant` may be served. Missing means closed when `registered_only`."""
+        rows = self._connection.execute(
+            "SELECT (SELECT status FROM tenants WHERE name = ?1), "
+            "(SELECT status FROM devices WHERE tenant = ?1 AND name = ?2)",
+            (tenant, device),
+        ).fetchone()
+        if Status.SUSPENDED.value in rows:
+            return Verdict.SUSPENDED
+        if registered_only and None in rows:
+            return Verdict.NOT_REGISTERED
+        return Verdict.ADMITTED
+
+    def plan_of(self, tenant: str) -> str:
+        """Return the name of a tenant's plan."""
+        row = self._connection.execute("SELECT plan FROM tenants WHERE name = ?", (tenant,)).fetchone()
+        return DEFAULT_PLAN if row is None else str(row[0])
+
+    # API keys.
+
+    def issue_key(
+        self, tenant: str, name: str, kind: Kind, now_s: float, expires_s: float | None
+    ) -> tuple[ApiKey, str]:
+        """Make a key; return it with its secret form `hw_<id>_<secret>`, which is not kept."""
+        identifier, secret = secrets.token_hex(6), secrets.token_hex(32)
+        self._connection.execute(
+            "INSERT INTO api_keys VALUES (?, ?, ?, ?, ?, 'active', ?, ?)",
+            (identifier, _hash(secret), tenant, name, kind.value, now_s, expires_s),
+        )
+        key = ApiKey(identifier, tenant, name, kind.value, Status.ACTIVE.value, now_s, expires_s)
+        return key, f"hw_{identifier}_{secret}"
+
+    def identity_of_key(self, presented: str, now_s: float) -> Identity | None:
+        """Return whom a presented key names, or None when it is wrong, revoked or expired."""
+        prefix, _, rest = presented.partition("_")
+        identifier, _, secret = rest.partition("_")
+        row = self._connection.execute(
+            "SELECT hash, tenant, name, kind, status, expires_s FROM api_keys WHERE id = ?", (identifier,)
+        ).fetchone()
+        stored = row[0] if row is not None else bytes(32)
+        right = hmac.compare_digest(stored, _hash(secret))
+        if prefix != "hw" or row is None or not right or row[4] != Status.ACTIVE.value:
+            return None
+        if row[5] is not None and row[5] <= now_s:
+            return None
+        return Identity(
+            tenant=row[1],
+            name=row[2],
+            kind=Kind(row[3]),
+            credential=Credential.API_KEY,
+            fingerprint=identifier,
+            expires_s=row[5],
+        )
+
+    def keys(self, tenant: str | None) -> list[ApiKey]:
+        """Return the keys of one tenant or of all."""
+        return [
+            ApiKey(*row)
+            for row in self._connection.execute(
+                "SELECT id, tenant, name, kind, status, created_s, expires_s FROM api_keys "
+                "WHERE ?1 IS NULL OR tenant = ?1 ORDER BY tenant, created_s",
+                (tenant,),
+            )
+        ]
+
+    def revoke_key(self, identifier: str) -> None:
+        """End a key."""
+        changed = self._connection.execute(
+            "UPDATE api_keys SET status = 'suspended' WHERE id = ?", (identifier,)
+        ).rowcount
+        if not changed:
+            raise RegistryError(f"there is no key {identifier}")
+
+    def key_is_active(self, identifier: str) -> bool:
+        """Return whether a key may still be used."""
+        row = self._connection.execute("SELECT status FROM api_keys WHERE id = ?", (identifier,)).fetchone()
+        return row is not None and row[0] == Status.ACTIVE.value
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+
+def _hash(secret: str) -> bytes:
+    """Hash a key's secret: 256 random bits need no slow hash, since nobody can guess them."""
+    return hashlib.sha256(secret.encode()).digest()
