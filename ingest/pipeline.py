@@ -30,6 +30,15 @@ ACCEPTED: Final = int(Outcome.ACCEPTED)
 OVER: Final = {Over.DEVICE: Outcome.DEVICE_LIMIT, Over.TENANT: Outcome.TENANT_LIMIT}
 
 
+class _Envelope(msgspec.Struct, frozen=True):
+    id: str
+    received_at: int
+    payload: msgspec.Raw
+
+
+_ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
+
+
 class PipelineLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of the pipeline. `refused_kept_per_s` bounds how many refused payloads are kept."""
 
@@ -38,6 +47,7 @@ class PipelineLimits(msgspec.Struct, frozen=True, kw_only=True):
     group_bytes_max: int
     dead_letters_max: int
     refused_kept_per_s: float
+    refuse_when_full: bool
 
 
 class Route:
@@ -133,6 +143,10 @@ class Pipeline:
         """Return whether `publish` may be called; if not, hold the publishes and wait for room."""
         spool = self._spool
         return spool.state is State.OPEN and spool.current.bytes < self._limits.group_bytes_max
+
+    def refuses(self) -> bool:
+        """Return whether publishes are to be refused, not held, while there is no room."""
+        return self._limits.refuse_when_full and self._spool.state is State.FULL
 
     def refuse_all(self, producer: Producer, publishes: list[Publish], outcome: Outcome) -> list[int]:
         """Refuse every publish of a read for one reason, and count them."""
@@ -294,6 +308,24 @@ class Pipeline:
             allowance=self._allowances.get(where.tenant, where.device),
             tenant_index=self._tenant_index(where.tenant),
         )
+
+    def readmit(self, producer: Producer, names: tuple[str, str, str], payload: bytes) -> bool:
+        """Append a dead letter that is replayed; False when it is refused once more.
+
+        Poison was kept as its envelope: its payload is taken out of it.
+        """
+        outcome, _, _, route = self._judge_submission(producer, names)
+        if route is None or outcome is not Outcome.ACCEPTED:
+            return False
+        try:
+            payload = bytes(_ENVELOPE.decode(payload).payload)
+        except msgspec.DecodeError:
+            pass  # a refused payload, kept as it came
+        outcome, _, encoding, count = self._examine(route, payload)
+        if outcome is not Outcome.ACCEPTED:
+            return False
+        self._append(route, payload, encoding, count)
+        return True
 
     def may_publish(self, producer: Producer, topic: bytes) -> bool:
         """Return whether a will to `topic` could be published."""

@@ -78,7 +78,7 @@ class LocalSink:
                 await self._arrived.wait()
                 self._arrived.clear()
                 groups, self._waiting = self._waiting, []
-                while not await self._try(loop, groups):
+                while not await self._try(loop, groups):  # noqa: ASYNC110  # a retry, not a poll
                     await asyncio.sleep(RETRY_S)
                 for group in groups:
                     self._pending_bytes -= _size(group)
@@ -194,6 +194,14 @@ def query(
     finally:
         connection.close()
     return [
-        Found(*row[:6], msgspec.Raw(row[6].encode()) if row[6][:1] == "{" else row[6])
+        Found(
+            id=row[0],
+            tenant=row[1],
+            device=row[2],
+            stream=row[3],
+            received_at=row[4],
+            node=row[5],
+            payload=msgspec.Raw(row[6].encode()) if row[6][:1] == "{" else row[6],
+        )
         for row in reversed(found)
     ]

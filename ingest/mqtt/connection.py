@@ -123,13 +123,19 @@ class MqttConnection:
 
     def _publish(self, publishes: list[Publish], now_s: float) -> None:
         hub = self._hub
-        if self._held is not None or not hub.pipeline.has_room():
-            self._hold(publishes)
-            return
+        pipeline = hub.pipeline
         producer = self.producer
         assert producer is not None
+        outcomes: list[int] | None
+        pause_s = 0.0
+        if self._held is None and pipeline.has_room():
+            outcomes, pause_s = pipeline.publish(producer, publishes, now_s)
+        elif self._held is None and producer.can_refuse and pipeline.refuses():
+            outcomes = pipeline.refuse_all(producer, publishes, Outcome.SPOOL_FULL)
+        else:
+            self._hold(publishes)
+            return
         session = self.session
-        outcomes, pause_s = hub.pipeline.publish(producer, publishes, now_s)
         if outcomes is None:
             reasons = None
         elif producer.can_refuse:

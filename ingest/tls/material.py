@@ -80,7 +80,7 @@ def load(files: TlsFiles, *, node_secret: bytes, now_s: float) -> TlsMaterial:
         for mutual in ((False, True) if files.client_ca else (False,))
         for protocol in ("mqtt", "http")
     }
-    shared = all([tickets.share(context, keys) for context in contexts.values()])
+    shared = False not in {tickets.share(context, keys) for context in contexts.values()}
     return TlsMaterial(
         contexts=contexts,
         revoked=revoked,

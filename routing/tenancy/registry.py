@@ -112,7 +112,8 @@ class Registry:
     def add_tenant(self, name: str, plan: str, now_s: float) -> None:
         """Add a tenant, or put an existing one on `plan`."""
         self._connection.execute(
-            "INSERT INTO tenants VALUES (?, ?, 'active', ?) ON CONFLICT (name) DO UPDATE SET plan = excluded.plan",
+            "INSERT INTO tenants VALUES (?, ?, 'active', ?) "
+            "ON CONFLICT (name) DO UPDATE SET plan = excluded.plan",
             (name, plan, now_s),
         )
 
@@ -123,7 +124,8 @@ class Registry:
     def set_tenant_status(self, name: str, status: Status, now_s: float) -> None:
         """Suspend or resume a tenant; one that was never added is added with that status."""
         self._connection.execute(
-            "INSERT INTO tenants VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET status = excluded.status",
+            "INSERT INTO tenants VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (name) DO UPDATE SET status = excluded.status",
             (name, DEFAULT_PLAN, status.value, now_s),
         )
 

@@ -1,0 +1,243 @@
+"""The admin endpoints of a node, in a process of their own: /metrics /healthz /readyz /status.
+
+It reads the memory that the workers write and their spools, and writes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from ingest import clock, counters
+from ingest.node_memory import Figures, Gauge, NodeMemory, WorkerState
+from ingest.settings import Settings, split_bind
+from ingest.spool.inspect import ledger
+from ingest.spool.spool import State
+
+HEARTBEAT_MAX_S: Final = 5.0
+GAUGE_HELP: Final = {
+    Gauge.LOOP_LAG_S: ("worker_loop_lag_seconds", "How late the event loop is, smoothed."),
+    Gauge.CONNECTIONS: ("connections", "Open connections."),
+    Gauge.SPOOL_BYTES: ("spool_bytes", "Bytes of groups that wait for delivery."),
+    Gauge.SPOOL_GROUPS: ("spool_groups", "Groups that wait for delivery."),
+    Gauge.SPOOL_OLDEST_S: ("spool_oldest_seconds", "Age of the oldest group that waits."),
+    Gauge.SINK_READY: ("sink_ready", "Whether the sink takes records."),
+    Gauge.SINK_PENDING_RECORDS: ("sink_pending_records", "Records in the sink's hands."),
+    Gauge.SINK_PENDING_BYTES: ("sink_pending_bytes", "Bytes in the sink's hands."),
+    Gauge.SINK_OPEN_CIRCUITS: ("sink_open_circuits", "Circuit breakers that are open."),
+    Gauge.TLS_NOT_AFTER_S: ("tls_certificate_not_after_seconds", "When the certificate ends, Unix time."),
+    Gauge.TLS_CRL_NEXT_UPDATE_S: (
+        "tls_crl_next_update_seconds",
+        "When the revocation list ends, Unix time; 0 without one.",
+    ),
+    Gauge.TLS_RELOAD_FAILED: (
+        "tls_reload_failed",
+        "1 while certificate files on disk could not be loaded and the previous set is in use.",
+    ),
+}
+TENANT_METRICS: Final = (
+    ("tenant_messages_accepted_total", "Messages accepted, by tenant."),
+    ("tenant_records_delivered_total", "Records delivered, by tenant."),
+    ("tenant_records_dead_lettered_total", "Accepted records that were dead-lettered, by tenant."),
+)
+
+
+class Collector:
+    """Gives Prometheus what the workers have counted."""
+
+    def __init__(self, memory: NodeMemory) -> None:
+        self._memory = memory
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all metrics of the node."""
+        figures = [self._memory.figures(worker) for worker in range(self._memory.workers)]
+        sums = [sum(column) for column in zip(*(each.counters for each in figures), strict=True)]
+        for family in counters.COUNTERS:
+            metric = CounterMetricFamily(
+                f"headworks_{family.name}", family.help, labels=[family.label] if family.label else []
+            )
+            for value in family.values:
+                count: float = sums[counters.offset(family.name, value)]
+                if family.name.endswith("_seconds_total"):
+                    count /= 1e6
+                metric.add_metric([value] if family.label else [], count)
+            yield metric
+        yield _acknowledgements(sums)
+        yield from self._tenants(sums)
+        for gauge, (name, text) in GAUGE_HELP.items():
+            of_gauge = GaugeMetricFamily(f"headworks_{name}", text, labels=["worker"])
+            for worker, each in enumerate(figures):
+                of_gauge.add_metric([str(worker)], each.gauges[gauge])
+            yield of_gauge
+
+    def _tenants(self, sums: list[int]) -> Iterator[Metric]:
+        names = self._memory.tenant_names()
+        metrics = [
+            CounterMetricFamily(f"headworks_{name}", text, labels=["tenant"]) for name, text in TENANT_METRICS
+        ]
+        refused = CounterMetricFamily(
+            "headworks_tenant_messages_refused_total",
+            "Messages refused, by tenant and reason.",
+            labels=["tenant", "reason"],
+        )
+        for index, tenant in names.items():
+            fields = _tenant_fields(sums, index)
+            for metric, (_, count) in zip(metrics, list(fields.items()), strict=False):
+                metric.add_metric([tenant], count)
+            for reason in counters.REFUSED_VALUES:
+                if fields[reason]:
+                    refused.add_metric([tenant, reason], fields[reason])
+        yield from metrics
+        yield refused
+
+
+def _tenant_fields(sums: list[int], index: int) -> dict[str, int]:
+    start = counters.GLOBAL_COUNTERS + index * counters.TENANT_STRIDE
+    return dict(zip(counters.TENANT_FIELDS, sums[start : start + counters.TENANT_STRIDE], strict=True))
+
+
+def _acknowledgements(sums: list[int]) -> HistogramMetricFamily:
+    counts = sums[counters.ACK_START : counters.GLOBAL_COUNTERS]
+    buckets: list[tuple[str, float]] = []
+    seen = 0
+    total_s = 0.0
+    for bound, count in zip(counters.ACK_BUCKETS_S, counts, strict=False):
+        seen += count
+        total_s += count * bound
+        buckets.append((f"{bound:.6g}", seen))
+    buckets.append(("+Inf", seen + counts[-1]))
+    metric = HistogramMetricFamily(
+        "headworks_acknowledge_seconds",
+        "From the read of a publish to its acknowledgement; the sum is of bucket bounds.",
+    )
+    metric.add_metric([], buckets, sum_value=total_s)
+    return metric
+
+
+class Admin:
+    """The admin process."""
+
+    def __init__(self, memory: NodeMemory, settings: Settings) -> None:
+        self._memory = memory
+        self._settings = settings
+        self._registry = CollectorRegistry()
+        self._registry.register(Collector(memory))  # type: ignore[arg-type]  # it has what register calls
+
+    async def run(self) -> int:
+        """Serve until SIGTERM."""
+        app = web.Application()
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/status", self._status)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        host, port = split_bind(self._settings.admin.bind)
+        site = web.TCPSite(runner, host, port)
+        await site.start()
+        over = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
+        await over.wait()
+        await runner.cleanup()
+        return 0
+
+    def _workers(self) -> list[Figures]:
+        return [self._memory.figures(worker) for worker in range(self._memory.workers)]
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        del request
+        return web.Response(
+            body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        del request
+        now_s = clock.monotonic_s()
+        alive = [
+            now_s - worker.gauges[Gauge.HEARTBEAT_S] < HEARTBEAT_MAX_S for worker in self._workers()
+        ]
+        return _json({"healthy": any(alive), "workers_alive": sum(alive)}, 200 if any(alive) else 503)
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        del request
+        reasons = self._not_ready()
+        return _json({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+
+    def _not_ready(self) -> list[str]:
+        reasons = []
+        states = list(State)
+        now_s = clock.monotonic_s()
+        for index, worker in enumerate(self._workers()):
+            gauges = worker.gauges
+            state = WorkerState(int(gauges[Gauge.STATE]))
+            if state is not WorkerState.READY:
+                reasons.append(f"worker {index} is {state.name.lower()}")
+            elif now_s - gauges[Gauge.HEARTBEAT_S] > HEARTBEAT_MAX_S:
+                reasons.append(f"worker {index} does not answer")
+            spool_state = states[int(gauges[Gauge.SPOOL_STATE])]
+            if spool_state is not State.OPEN:
+                reasons.append(f"the spool of worker {index} is {spool_state.value}")
+            if state is WorkerState.READY and not gauges[Gauge.SINK_READY] and gauges[Gauge.HEARTBEAT_S]:
+                reasons.append(f"the sink of worker {index} takes nothing")
+        return reasons
+
+    async def _status(self, request: web.Request) -> web.Response:
+        del request
+        figures = self._workers()
+        sums = [sum(column) for column in zip(*(each.counters for each in figures), strict=True)]
+        acknowledgements = sums[counters.ACK_START : counters.GLOBAL_COUNTERS]
+        booked = await asyncio.to_thread(ledger, Path(self._settings.node.data_dir))
+        body = {
+            "node": self._settings.node.name,
+            "ready": not self._not_ready(),
+            "not_ready": self._not_ready(),
+            "workers": [
+                {
+                    "worker": index,
+                    "pid": int(worker.gauges[Gauge.PID]),
+                    "state": WorkerState(int(worker.gauges[Gauge.STATE])).name.lower(),
+                    "starts": worker.counters[counters.offset("worker_starts_total")],
+                    "connections": int(worker.gauges[Gauge.CONNECTIONS]),
+                    "loop_lag_s": worker.gauges[Gauge.LOOP_LAG_S],
+                }
+                for index, worker in enumerate(figures)
+            ],
+            "connections": int(sum(worker.gauges[Gauge.CONNECTIONS] for worker in figures)),
+            "accepted": sums[counters.ACCEPTED],
+            "delivered": sums[counters.DELIVERED],
+            "refused": {
+                reason: sums[counters.offset("messages_refused_total", reason)]
+                for reason in counters.REFUSED_VALUES
+                if sums[counters.offset("messages_refused_total", reason)]
+            },
+            "spool_bytes": int(sum(worker.gauges[Gauge.SPOOL_BYTES] for worker in figures)),
+            "acknowledge_p50_s": counters.quantile(acknowledgements, 0.5),
+            "acknowledge_p99_s": counters.quantile(acknowledgements, 0.99),
+            "tenants": {
+                tenant: _tenant_fields(sums, index)
+                for index, tenant in self._memory.tenant_names().items()
+                if any(_tenant_fields(sums, index).values())
+            },
+            "ledger": {tenant: msgspec.to_builtins(entry) for tenant, entry in booked.items()},
+        }
+        return _json(body, 200)
+
+
+def _json(body: dict[str, Any], status: int) -> web.Response:
+    return web.Response(
+        body=msgspec.json.encode(body), status=status, content_type="application/json", charset="utf-8"
+    )

@@ -1,0 +1,140 @@
+"""The composition root of a node: checks what can be checked, then hands over to the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import os
+import secrets
+import socket
+import sys
+from pathlib import Path
+
+import uvloop
+
+from ingest import clock
+from ingest.admin import Admin
+from ingest.logs import make_log
+from ingest.node_memory import MemoryLimits, NodeMemory
+from ingest.settings import Settings, SettingsError, split_bind
+from ingest.spool.store import SpoolError, Store
+from ingest.supervisor import Supervisor
+from ingest.tls.material import TlsMaterialError, load
+from ingest.worker import Worker, WorkerContext, tls_files
+
+SWITCH_INTERVAL_S = 0.0005
+"""How soon the writer thread gets the interpreter back after its fsync (the default is 5 ms)."""
+
+
+class StartError(Exception):
+    """The node cannot start; the text says what to do."""
+
+
+def check(settings: Settings) -> None:
+    """Find out before the fork what would stop a worker: ports, files, certificates."""
+    data_dir = Path(settings.node.data_dir)
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        probe = data_dir / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise StartError(
+            f"node.data_dir {data_dir} is not writable: {error.strerror}; choose another, or fix its owner"
+        ) from error
+    for name, bind in [
+        *((f"listeners[{number}]", entry.bind) for number, entry in enumerate(settings.listeners)),
+        ("admin", settings.admin.bind),
+    ]:
+        _check_port(name, bind)
+    if any(listener.tls != "off" for listener in settings.listeners):
+        try:
+            load(tls_files(settings), node_secret=b"", now_s=clock.unix_s())
+        except TlsMaterialError as error:
+            raise StartError(f"tls: {error}") from error
+    if settings.jwt.jwks_file and not Path(settings.jwt.jwks_file).is_file():
+        raise StartError(f"jwt.jwks_file {settings.jwt.jwks_file} is not there")
+    try:
+        Store(data_dir / "worker-0" / "spool.db").close()
+    except SpoolError as error:
+        raise StartError(str(error)) from error
+
+
+def _check_port(name: str, bind: str) -> None:
+    host, port = split_bind(bind)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise StartError(
+                    f"{name}.bind {bind}: the port is in use; stop what has it, or choose another"
+                ) from error
+            raise StartError(f"{name}.bind {bind}: {error.strerror}") from error
+
+
+def workers_of(settings: Settings) -> int:
+    """Return how many workers to run: as set, else one a core."""
+    return settings.node.workers or len(os.sched_getaffinity(0))
+
+
+def _leftover_spools(data_dir: Path, workers: int) -> list[Path]:
+    """Return spools of workers that an earlier run had and this one has not."""
+    found = sorted(data_dir.glob("worker-*/spool.db"))
+    return [path for path in found if int(path.parent.name.removeprefix("worker-")) >= workers]
+
+
+def serve(settings: Settings) -> int:
+    """Run a node until it is told to stop; the exit code of the process. Raises `StartError`."""
+    check(settings)
+    log = make_log(settings.log.level, settings.log.format)
+    workers = workers_of(settings)
+    data_dir = Path(settings.node.data_dir)
+    for path in _leftover_spools(data_dir, workers):
+        workers = max(workers, int(path.parent.name.removeprefix("worker-")) + 1)
+        log.warning("more_workers_than_set", workers=workers, why=f"{path} is from an earlier run")
+    memory = NodeMemory(
+        workers,
+        MemoryLimits(
+            tenants_max=settings.memory.tenants_max,
+            devices_max=settings.memory.devices_max,
+            sessions_max=settings.memory.sessions_max,
+            idempotency_keys_max=settings.memory.idempotency_keys_max,
+        ),
+        data_dir / "node.lock",
+    )
+    secret = secrets.token_bytes(32)
+
+    def worker_main(index: int) -> int:
+        context = WorkerContext(index, settings, memory, secret, log.bind(worker=index))
+        return uvloop.run(_run_worker(context))
+
+    def admin_main() -> int:
+        return asyncio.run(Admin(memory, settings).run())
+
+    gc.collect()
+    gc.freeze()  # what is made before the fork stays shared
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    log.info("starting", node=settings.node.name, workers=workers, sink=settings.sink.kind)
+    supervisor = Supervisor(
+        memory=memory,
+        worker_main=worker_main,
+        admin_main=admin_main,
+        drain_deadline_s=settings.node.drain_deadline_s,
+        log=log,
+    )
+    code = supervisor.run()
+    log.info("stopped", code=code)
+    return code
+
+
+async def _run_worker(context: WorkerContext) -> int:
+    try:
+        worker = Worker(context)
+    except (SpoolError, TlsMaterialError, SettingsError, OSError) as error:
+        context.log.error("worker_cannot_start", error=str(error))
+        return 1
+    return await worker.run()

@@ -1,0 +1,52 @@
+"""The command `headworks`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Annotated
+
+import typer
+
+from ingest.commands import deadletters, devices, dev, doctor, keys, pki, query, serve, settings, spool, tenants
+
+app = typer.Typer(
+    name="headworks",
+    help="Telemetry in over MQTT, HTTP and WebSocket; durable before it is acknowledged; out to Kinesis.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command("serve")(serve.serve)
+app.command("dev")(dev.dev)
+app.command("query")(query.query)
+app.command("doctor")(doctor.doctor)
+app.command("settings")(settings.settings)
+app.add_typer(pki.app, name="pki")
+app.add_typer(tenants.app, name="tenants")
+app.add_typer(devices.app, name="devices")
+app.add_typer(keys.app, name="keys")
+app.add_typer(spool.app, name="spool")
+app.add_typer(deadletters.app, name="deadletters")
+
+
+def _version(show: bool) -> None:  # noqa: FBT001  # typer's callback
+    if show:
+        typer.echo(importlib.metadata.version("headworks"))
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[  # noqa: FBT002  # typer's own style
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    del version
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

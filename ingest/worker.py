@@ -1,0 +1,492 @@
+"""The composition root of one worker: makes its parts, runs them, and drains them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from ingest import clock
+from ingest.acceptor import Acceptor, listen
+from ingest.authentication import Authenticator, Door, Unauthenticated
+from ingest.counters import Closing, ConnectRefusal, HandshakeFailure
+from ingest.delivery.shipper import Shipper
+from ingest.delivery.sink import Poison, Sink
+from ingest.delivery.sinks import make_sink
+from ingest.events import Events
+from ingest.gate import Gate
+from ingest.http.listener import HttpListener
+from ingest.mqtt.connection import MqttProtocol
+from ingest.mqtt.hub import READ_SESSIONS, Hub, HubLimits
+from ingest.node_memory import Gauge, NodeMemory, WorkerState
+from ingest.pipeline import Pipeline, PipelineLimits
+from ingest.records import Group
+from ingest.replay import Replayer
+from ingest.routes import StreamRule, StreamRules
+from ingest.settings import Plan, Settings, split_bind
+from ingest.spool.reader import Reader
+from ingest.spool.spool import Committed, Spool, SpoolLimits, State
+from ingest.spool.store import SpoolError, Store
+from ingest.tls.certificate import CertificateNames
+from ingest.tls.material import TlsFiles, TlsMaterial
+from ingest.tls.store import TlsStore, failure_of
+from protocols.mqtt.reason import ReasonCode
+from protocols.mqtt.session import SessionLimits
+from routing.limits.allowance import Allowances, Policy, Rates, Terms, forget_worker
+from routing.tenancy.identity import Credential, Identity, Kind
+from routing.tenancy.jwt import JwtVerifier
+from routing.tenancy.registry import DEFAULT_PLAN, Registry, Verdict
+
+RECEIVE_BUFFER_BYTES: Final = 262_144
+TICK_S: Final = 1.0
+LAG_TICK_S: Final = 0.1
+NO_LIMITS: Final = Plan()
+
+
+class WorkerContext(msgspec.Struct, frozen=True):
+    """What the supervisor gives every worker."""
+
+    index: int
+    settings: Settings
+    memory: NodeMemory
+    node_secret: bytes
+    log: Any
+
+
+class Worker:
+    """One worker process. `run` returns when it was told to drain."""
+
+    def __init__(self, context: WorkerContext) -> None:
+        self._context = context
+        self._settings = settings = context.settings
+        self._memory = memory = context.memory
+        self._index = index = context.index
+        self._loop = asyncio.get_running_loop()
+        self._gauges = memory.gauges(index)
+        self._events = Events(memory.counters(index), context.log)
+        self._events.worker_started()
+        for table in (memory.devices, memory.tenants):
+            if self._gauges[Gauge.EPOCH] > 1:
+                forget_worker(table, index, memory.workers)
+        data_dir = Path(settings.node.data_dir)
+        path = data_dir / f"worker-{index}" / "spool.db"
+        self._store = Store(path)
+        self._reader = Reader(path)
+        self._registry = Registry(data_dir / "registry.db")
+        self._spool = self._make_spool()
+        self._allowances = Allowances(
+            devices=memory.devices,
+            tenants=memory.tenants,
+            terms=self._terms,
+            worker=index,
+            workers=memory.workers,
+            idle_max=settings.memory.devices_max,
+        )
+        self._pipeline = self._make_pipeline()
+        self._tls = self._make_tls()
+        self._jwt = JwtVerifier(settings.jwt, refused=Unauthenticated) if _uses_jwt(settings) else None
+        self._authenticator = Authenticator(
+            certificate=self._certificate_identity,
+            jwt=self._jwt.identity if self._jwt is not None else None,
+            api_key=self._key_identity,
+        )
+        self._names = CertificateNames(settings.node.trust_domain)
+        self._hub = self._make_hub()
+        self._hub.load_sessions(self._store.rows(READ_SESSIONS))
+        self._http = HttpListener(
+            settings=settings.http,
+            worker=index,
+            epoch=int(self._gauges[Gauge.EPOCH]),
+            pipeline=self._pipeline,
+            spool=self._spool,
+            authenticator=self._authenticator,
+            admits=self._admits,
+            allowances=self._allowances,
+            directory=memory.idempotency,
+            alive=self._is_alive,
+            hub=self._hub,
+            events=self._events,
+        )
+        self._http.load(self._store.rows("SELECT key, value, expires_s FROM idempotency"))
+        self._gate = Gate(
+            rate_per_s=settings.accept.rate_per_s,
+            lag_max_s=settings.accept.loop_lag_max_s,
+            connections_max=settings.accept.connections_max,
+            now_s=clock.monotonic_s(),
+        )
+        self._shipper = Shipper(self._spool, self._reader, after=0, delivered=self._delivered)
+        self._sink: Sink = make_sink(
+            settings.sink, data_dir=data_dir, settled=self._shipper.settled, events=self._events
+        )
+        self._replayer = Replayer(self._reader, self._pipeline, self._spool)
+        self._acceptors: list[Acceptor] = []
+        self._drained = asyncio.Event()
+
+    # Making the parts.
+
+    def _make_spool(self) -> Spool:
+        section = self._settings.spool
+        return Spool(
+            self._store,
+            node=self._settings.node.name,
+            limits=SpoolLimits(
+                bytes_max=section.bytes_max,
+                age_max_s=section.age_max_s,
+                group_bytes_max=section.group_bytes_max,
+                fresh_bytes_max=self._settings.sink.pending_bytes_max,
+                settle_s=0.05,
+            ),
+            committed=self._committed,
+            failed=self._commit_failed,
+        )
+
+    def _make_pipeline(self) -> Pipeline:
+        settings = self._settings
+        rules = [
+            StreamRule(stream.name, stream.kind == "raw", stream.payload_bytes_max)
+            for stream in settings.streams
+        ]
+        return Pipeline(
+            spool=self._spool,
+            streams=StreamRules(rules, default=StreamRule("", raw=False, payload_bytes_max=256 * 1024)),
+            allowances=self._allowances,
+            admits=self._admits_device,
+            tenant_index=self._memory.tenant_index,
+            events=self._events,
+            limits=PipelineLimits(
+                routes_max=settings.mqtt.routes_max,
+                records_max=10_000,
+                group_bytes_max=settings.spool.group_bytes_max,
+                dead_letters_max=settings.spool.dead_letters_max,
+                refused_kept_per_s=max(1.0, settings.spool.refused_kept_per_s),
+                refuse_when_full=settings.spool.full == "refuse",
+            ),
+        )
+
+    def _make_tls(self) -> TlsStore | None:
+        settings = self._settings
+        if all(listener.tls == "off" for listener in settings.listeners):
+            return None
+        store = TlsStore(
+            tls_files(settings), node_secret=self._context.node_secret, reloaded=self._tls_reloaded
+        )
+        self._gauge_tls(store.current)
+        return store
+
+    def _make_hub(self) -> Hub:
+        mqtt = self._settings.mqtt
+        return Hub(
+            worker=self._index,
+            epoch=int(self._gauges[Gauge.EPOCH]),
+            loop=self._loop,
+            spool=self._spool,
+            pipeline=self._pipeline,
+            authenticator=self._authenticator,
+            admits=self._admits,
+            allowances=self._allowances,
+            directory=self._memory.sessions,
+            post=self._memory.post,
+            events=self._events,
+            session_limits=SessionLimits(
+                packet_bytes_max=mqtt.packet_bytes_max,
+                connect_bytes_max=mqtt.connect_bytes_max,
+                receive_maximum=mqtt.receive_maximum,
+                topic_alias_maximum=mqtt.topic_alias_maximum,
+                topic_levels_max=mqtt.topic_levels_max,
+                topic_bytes_max=mqtt.topic_bytes_max,
+                client_id_bytes_max=mqtt.client_id_bytes_max,
+                user_properties_max=mqtt.user_properties_max,
+                keep_alive_s_max=mqtt.keep_alive_s_max,
+                session_expiry_s_max=mqtt.session_expiry_s_max,
+            ),
+            limits=HubLimits(
+                connect_deadline_s=mqtt.connect_deadline_s,
+                close_deadline_s=mqtt.close_deadline_s,
+                takeover_deadline_s=mqtt.takeover_deadline_s,
+                sessions_max=self._settings.memory.sessions_max,
+                wills_max=mqtt.wills_max,
+            ),
+        )
+
+    # Identities and limits.
+
+    def _certificate_identity(self, certificate: dict[str, Any]) -> Identity:
+        identity = self._names.identity(certificate)
+        if self._tls is not None and identity.fingerprint in self._tls.current.revoked:
+            # A resumed session does not check the chain again, so a ticket must not outlive it.
+            self._events.handshake_failed(HandshakeFailure.REVOKED, "a resumed session", identity.name)
+            raise Unauthenticated("the certificate is revoked")
+        return identity
+
+    def _key_identity(self, presented: str) -> Identity:
+        identity = self._registry.identity_of_key(presented, clock.unix_s())
+        if identity is None:
+            raise Unauthenticated("the API key is not valid")
+        return identity
+
+    def _admits(self, identity: Identity) -> ConnectRefusal | None:
+        if identity.kind is Kind.ANYONE:
+            return None
+        return _REFUSALS[self._judge(identity.tenant, identity.name)]
+
+    def _judge(self, tenant: str, device: str) -> Verdict:
+        registered_only = self._settings.node.registration == "registered"
+        return self._registry.judge(tenant, device, registered_only=registered_only)
+
+    def _admits_device(self, tenant: str, device: str) -> bool:
+        return self._judge(tenant, device) is Verdict.ADMITTED
+
+    def _terms(self, tenant: str) -> Terms:
+        limits = self._settings.limits
+        plan = limits.get(self._registry.plan_of(tenant)) or limits.get(DEFAULT_PLAN) or NO_LIMITS
+        return terms_of(plan)
+
+    def _is_alive(self, worker: int, epoch: int) -> bool:
+        return worker < self._memory.workers and self._memory.gauges(worker)[Gauge.EPOCH] == epoch
+
+    # What the parts report.
+
+    def _committed(self, commit: Committed) -> None:
+        self._events.committed(commit.bytes, commit.seconds)
+
+    def _commit_failed(self, error: SpoolError) -> None:
+        self._events.commit_failed(str(error))
+        self._gauge_spool()
+
+    def _delivered(self, group: Group, poison: Sequence[Poison]) -> None:
+        tenants: dict[int, int] = {}
+        for run in group.runs:
+            index = self._memory.tenant_index(run.tenant)
+            tenants[index] = tenants.get(index, 0) + run.count
+        for letter in poison:
+            index = self._memory.tenant_index(letter.tenant)
+            tenants[index] -= 1
+            self._events.dead_lettered(index, letter.reason)
+        self._events.delivered(tenants)
+
+    def _tls_reloaded(self, material: TlsMaterial | None, error: str | None) -> None:
+        self._events.tls_reloaded(error)
+        self._gauges[Gauge.TLS_RELOAD_FAILED] = error is not None
+        if material is not None:
+            self._gauge_tls(material)
+            self._close_unwanted(
+                lambda identity: identity.fingerprint in material.revoked, "the certificate was revoked"
+            )
+
+    def _close_unwanted(self, unwanted: Callable[[Identity], bool], text: str) -> None:
+        self._hub.close_where(unwanted, Closing.REVOKED, ReasonCode.NOT_AUTHORIZED, text)
+        self._http.close_where(unwanted, text)
+
+    # Running.
+
+    async def run(self) -> int:
+        """Serve until SIGTERM, then drain; the exit code of the process."""
+        self._loop.add_signal_handler(signal.SIGTERM, self._drained.set)
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload)
+        await self._http.start()
+        mailbox = self._memory.mailboxes[self._index][0]
+        self._loop.add_reader(mailbox.fileno(), self._hear, mailbox)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._open_listeners(tasks)
+                running = [
+                    tasks.create_task(part)
+                    for part in (
+                        self._sink.run(),
+                        self._shipper.run(self._sink),
+                        self._keep_house(),
+                        self._measure_lag(),
+                        *([self._jwt.run()] if self._jwt is not None else []),
+                    )
+                ]
+                self._gauges[Gauge.PID] = float(os.getpid())
+                self._gauges[Gauge.STATE] = WorkerState.READY
+                await self._drained.wait()
+                await self._drain()
+                for task in [*running, *self._accepting]:
+                    task.cancel()
+        finally:
+            self._loop.remove_reader(mailbox.fileno())
+        await self._spool.close()
+        self._gauges[Gauge.STATE] = WorkerState.DRAINED
+        return 0
+
+    def _open_listeners(self, tasks: asyncio.TaskGroup) -> None:
+        settings = self._settings
+        buffer = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
+        self._accepting: list[asyncio.Task[None]] = []
+        for listener in settings.listeners:
+            host, port = split_bind(listener.bind)
+            door = Door(listener.bind, frozenset(map(Credential, listener.auth)))
+            protocol: Callable[[], asyncio.BaseProtocol]
+            if listener.protocol == "mqtt":
+                protocol = _mqtt_factory(self._hub, door, buffer)
+            else:
+                protocol = self._http.protocol_factory(door)
+            tls = None
+            if listener.tls != "off":
+                assert self._tls is not None
+                tls = _context_of(self._tls, mutual=listener.tls == "mutual", protocol=listener.protocol)
+            acceptor = Acceptor(
+                listen(host, port, backlog=settings.accept.backlog),
+                protocol=protocol,
+                tls=tls,
+                handshake_deadline_s=settings.tls.handshake_deadline_s,
+                handshakes_max=settings.tls.handshakes_max,
+                gate=self._gate,
+                connections=self._connections,
+                refused=lambda reason, peer: self._events.connect_refused(ConnectRefusal(reason), "", peer),
+                failed=self._handshake_failed,
+            )
+            self._acceptors.append(acceptor)
+            self._accepting.append(tasks.create_task(acceptor.run()))
+
+    def _connections(self) -> int:
+        return len(self._hub.connections) + self._http.connections()
+
+    def _handshake_failed(self, error: BaseException, peer: str) -> None:
+        self._events.handshake_failed(failure_of(error), str(error), peer)
+
+    def _hear(self, mailbox: socket.socket) -> None:
+        for _ in range(64):
+            try:
+                message = mailbox.recv(65_536)
+            except BlockingIOError:
+                return
+            self._hub.heard(message)
+
+    def _reload(self) -> None:
+        if self._tls is not None:
+            self._tls.poll(force=True)
+
+    async def _measure_lag(self) -> None:
+        due_s = clock.monotonic_s() + LAG_TICK_S
+        while True:
+            await asyncio.sleep(max(0.0, due_s - clock.monotonic_s()))
+            now_s = clock.monotonic_s()
+            self._gate.observe_lag(now_s - due_s)
+            self._gauges[Gauge.HEARTBEAT_S] = now_s
+            self._gauges[Gauge.LOOP_LAG_S] = self._gate.lag_s
+            due_s = now_s + LAG_TICK_S
+
+    async def _keep_house(self) -> None:
+        """Once a second: keep-alives, changed files, the registry, replays, and the gauges."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._hub.turn_wheel(clock.monotonic_s())
+            self._http.expire(clock.unix_s())
+            if self._tls is not None:
+                self._tls.poll()
+            if self._registry.changed():
+                self._registry_changed()
+            try:
+                oldest_ms = await asyncio.to_thread(self._reader.oldest_ms)
+                self._spool.note_oldest(oldest_ms)
+                await self._replayer.poll()
+            except SpoolError as error:
+                self._events.commit_failed(str(error))
+            self._gauge_spool()
+
+    def _registry_changed(self) -> None:
+        self._allowances.replan()
+        self._hub.forget_routes()
+        self._http.forget_routes()
+        self._close_unwanted(self._is_unwanted, "suspended")
+
+    def _is_unwanted(self, identity: Identity) -> bool:
+        if identity.credential is Credential.API_KEY and not self._registry.key_is_active(
+            identity.fingerprint
+        ):
+            return True
+        return self._admits(identity) is not None
+
+    def _gauge_spool(self) -> None:
+        gauges, spool, state = self._gauges, self._spool, self._sink.state()
+        gauges[Gauge.CONNECTIONS] = self._connections()
+        gauges[Gauge.SPOOL_BYTES] = spool.stored_bytes
+        gauges[Gauge.SPOOL_GROUPS] = spool.stored_groups
+        oldest_ms = spool.oldest_ms
+        gauges[Gauge.SPOOL_OLDEST_S] = 0.0 if oldest_ms is None else clock.unix_s() - oldest_ms / 1000
+        gauges[Gauge.SPOOL_STATE] = list(State).index(spool.state)
+        gauges[Gauge.SINK_READY] = state.ready
+        gauges[Gauge.SINK_PENDING_RECORDS] = state.pending_records
+        gauges[Gauge.SINK_PENDING_BYTES] = state.pending_bytes
+        gauges[Gauge.SINK_OPEN_CIRCUITS] = len(state.open_circuits)
+
+    def _gauge_tls(self, material: TlsMaterial) -> None:
+        self._gauges[Gauge.TLS_NOT_AFTER_S] = material.not_after_s
+        self._gauges[Gauge.TLS_CRL_NEXT_UPDATE_S] = material.crl_next_update_s or 0.0
+
+    async def _drain(self) -> None:
+        """Accept nobody, answer what is owed, say goodbye, and deliver while there is time."""
+        self._gauges[Gauge.STATE] = WorkerState.DRAINING
+        until_s = clock.monotonic_s() + self._settings.node.drain_deadline_s
+        for acceptor in self._acceptors:
+            acceptor.close()
+        self._pipeline.draining = True
+        self._hub.begin_drain()
+        await self._http.begin_drain(deadline_s=min(5.0, self._settings.node.drain_deadline_s / 2))
+        await _until(lambda: not self._hub.connections, until_s)
+        self._hub.publish_wills()
+        await _until(lambda: not (self._spool.current or self._shipper.behind), until_s)
+        self._gauge_spool()
+
+
+_REFUSALS: Final = {
+    Verdict.ADMITTED: None,
+    Verdict.NOT_REGISTERED: ConnectRefusal.NOT_REGISTERED,
+    Verdict.SUSPENDED: ConnectRefusal.SUSPENDED,
+}
+
+
+async def _until(done: Callable[[], bool], until_s: float) -> None:
+    while not done() and clock.monotonic_s() < until_s:  # noqa: ASYNC110  # at shutdown, over several parts
+        await asyncio.sleep(0.02)
+
+
+def _mqtt_factory(hub: Hub, door: Door, buffer: memoryview) -> Callable[[], asyncio.BaseProtocol]:
+    return lambda: MqttProtocol(hub, door, buffer)
+
+
+def _context_of(store: TlsStore, *, mutual: bool, protocol: str) -> Callable[[], Any]:
+    return lambda: store.context(mutual=mutual, protocol=protocol)
+
+
+def _uses_jwt(settings: Settings) -> bool:
+    return any("jwt" in listener.auth for listener in settings.listeners)
+
+
+def tls_files(settings: Settings) -> TlsFiles:
+    """Return where the certificates of a node are."""
+    tls = settings.tls
+    return TlsFiles(
+        certificate=Path(tls.certificate),
+        key=Path(tls.key),
+        client_ca=Path(tls.client_ca) if tls.client_ca else None,
+        crl=Path(tls.crl) if tls.crl else None,
+    )
+
+
+def terms_of(plan: Plan) -> Terms:
+    """Return what a plan of the settings means to the limits."""
+    return Terms(
+        tenant=Rates(
+            messages_per_s=plan.messages_per_s,
+            bytes_per_s=plan.bytes_per_s,
+            burst_s=plan.burst_s,
+            connections_max=plan.connections_max,
+        ),
+        device=Rates(
+            messages_per_s=plan.device_messages_per_s,
+            bytes_per_s=plan.device_bytes_per_s,
+            burst_s=plan.burst_s,
+            connections_max=plan.device_connections_max,
+        ),
+        policy=Policy(plan.over_limit),
+    )
