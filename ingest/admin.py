@@ -167,9 +167,7 @@ class Admin:
     async def _healthz(self, request: web.Request) -> web.Response:
         del request
         now_s = clock.monotonic_s()
-        alive = [
-            now_s - worker.gauges[Gauge.HEARTBEAT_S] < HEARTBEAT_MAX_S for worker in self._workers()
-        ]
+        alive = [now_s - worker.gauges[Gauge.HEARTBEAT_S] < HEARTBEAT_MAX_S for worker in self._workers()]
         return _json({"healthy": any(alive), "workers_alive": sum(alive)}, 200 if any(alive) else 503)
 
     async def _readyz(self, request: web.Request) -> web.Response:

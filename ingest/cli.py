@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from ingest.commands import deadletters, devices, dev, doctor, keys, pki, query, serve, settings, spool, tenants
+from ingest.commands import (
+    deadletters,
+    dev,
+    devices,
+    doctor,
+    keys,
+    pki,
+    query,
+    serve,
+    settings,
+    spool,
+    tenants,
+)
 
 app = typer.Typer(
     name="headworks",

@@ -45,5 +45,3 @@ class Replayer:
             self._spool.touch()
         else:
             self._spool.store([("UPDATE dead_letters SET replay = 0 WHERE number = ?", (letter.number,))])
-
-

@@ -126,7 +126,9 @@ def payload(data_dir: Path, name: str) -> bytes:
     """Return the payload of one dead letter, named `worker/number`."""
     path, number = _named(data_dir, name)
     with _opened(path) as connection:
-        row: Any = connection.execute("SELECT payload FROM dead_letters WHERE number = ?", (number,)).fetchone()
+        row: Any = connection.execute(
+            "SELECT payload FROM dead_letters WHERE number = ?", (number,)
+        ).fetchone()
     if row is None:
         raise SpoolError(f"there is no dead letter {name}")
     return bytes(row[0])

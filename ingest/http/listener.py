@@ -1,0 +1,444 @@
+"""The HTTP half of a worker: requests through aiohttp's low-level server, to the pipeline.
+
+    POST /v1/telemetry/{stream}                                  identity from the credential
+    POST /v1/tenants/{t}/devices/{d}/telemetry/{stream}          gateways, for their devices
+    GET  /v1/stream                                              WebSocket, our frames
+    GET  /mqtt                                                   WebSocket, MQTT
+
+202 means durable. Errors are problem+json. Nothing of a body that ends early is taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from ingest import clock
+from ingest.authentication import Authenticator, Door, Peer, Unauthenticated, peer_of
+from ingest.counters import Closing, ConnectRefusal, Protocol
+from ingest.events import Events
+from ingest.http import mqtt_websocket, websocket
+from ingest.http.idempotency import KEY_CHARACTERS_MAX, Answered, Idempotency, Known
+from ingest.http.problem import of_disk_error, of_refusal, problem
+from ingest.mqtt.hub import Hub
+from ingest.outcome import Outcome
+from ingest.pipeline import Pipeline, Producer, Submission
+from ingest.settings import Http
+from ingest.spool.spool import Spool
+from ingest.spool.store import SpoolError, Statement
+from protocols.http_body import BodyRefused, payload_of
+from routing.limits.allowance import Allowances, Over
+from routing.limits.shared_table import Table
+from routing.tenancy.identity import Identity, Kind
+
+TELEMETRY: Final = "/v1/telemetry/"
+TENANTS: Final = "/v1/tenants/"
+WEBSOCKETS: Final = {"/v1/stream": "headworks", "/mqtt": "mqtt"}
+
+
+class _Handler(RequestHandler[web.BaseRequest]):
+    """One connection, with who it turned out to be."""
+
+    __slots__ = ("counted", "door", "identity", "listener", "peer", "producers")
+
+    def __init__(self, manager: _Server, **kwargs: Any) -> None:
+        super().__init__(manager, loop=manager.loop, **kwargs)
+        self.listener = manager.listener
+        self.door = manager.door
+        self.peer: Peer | None = None
+        self.producers: dict[Identity, Producer] = {}
+        self.identity: Identity | None = None
+        self.counted: Identity | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Remember who is at the other end."""
+        super().connection_made(transport)
+        self.peer = peer_of(transport)
+        self.listener.events.connection_opened(Protocol.HTTP)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Count the connection out."""
+        super().connection_lost(exc)
+        self.listener.left(self)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what aiohttp itself refuses: a bad request line, headers that are too large."""
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR and exc is not None:
+            self.listener.events.unexpected("http", exc)
+            text = "an error that should not be possible; it was logged"
+        else:
+            text = (message or "the request is not HTTP").partition("\n")[0][:200]
+            peer = self.peer.address if self.peer is not None else "?"
+            self.listener.events.protocol_error(Protocol.HTTP, text, peer)
+        slug = HTTPStatus(status).phrase.lower().replace(" ", "-")
+        response = problem(status, slug, text)
+        response.force_close()
+        del request
+        return response
+
+
+class _Server(web.Server[web.BaseRequest]):
+    """Makes the connections of one door."""
+
+    def __init__(self, listener: HttpListener, door: Door) -> None:
+        settings = listener.settings
+        super().__init__(listener.handle, request_factory=listener.make_request)
+        self.loop = asyncio.get_running_loop()
+        self.listener = listener
+        self.door = door
+        self._options: dict[str, Any] = {
+            "access_log": None,
+            "keepalive_timeout": settings.keep_alive_s,
+            "max_field_size": settings.header_bytes_max,
+            "max_line_size": settings.header_bytes_max,
+            "max_headers": 64,
+            "auto_decompress": False,
+            "lingering_time": 0.0,
+        }
+
+    def __call__(self) -> RequestHandler[web.BaseRequest]:
+        """Return the handler of a new connection."""
+        return _Handler(self, **self._options)
+
+
+class HttpListener:
+    """Serves HTTP and WebSocket on all `http` listeners of a worker."""
+
+    def __init__(
+        self,
+        *,
+        settings: Http,
+        worker: int,
+        epoch: int,
+        pipeline: Pipeline,
+        spool: Spool,
+        authenticator: Authenticator,
+        admits: Callable[[Identity], ConnectRefusal | None],
+        allowances: Allowances,
+        directory: Table,
+        alive: Callable[[int, int], bool],
+        hub: Hub,
+        events: Events,
+    ) -> None:
+        self.settings = settings
+        self.pipeline = pipeline
+        self.spool = spool
+        self._authenticator = authenticator
+        self._admits = admits
+        self._allowances = allowances
+        self.hub = hub
+        self.events = events
+        self._keys = Idempotency(
+            directory,
+            node=spool.node,
+            worker=worker,
+            epoch=epoch,
+            boot=spool.boot,
+            alive=alive,
+            keep_s=settings.idempotency_s,
+        )
+        self._servers: list[_Server] = []
+        self.websockets: set[websocket.StreamSocket] = set()
+        self._handlers: set[_Handler] = set()
+        self.draining = False
+
+    # Connections.
+
+    def protocol_factory(self, door: Door) -> Callable[[], asyncio.BaseProtocol]:
+        """Return what makes the connections of a listener."""
+        server = _Server(self, door)
+        self._servers.append(server)
+        return server
+
+    def make_request(
+        self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any
+    ) -> web.BaseRequest:
+        """Make a request whose body is bounded."""
+        return web.BaseRequest(
+            message,
+            payload,
+            protocol,
+            writer,
+            task,
+            asyncio.get_running_loop(),
+            client_max_size=self.settings.body_bytes_max,
+        )
+
+    def connections(self) -> int:
+        """Return how many connections are open."""
+        return sum(len(server.connections) for server in self._servers)
+
+    def left(self, handler: _Handler) -> None:
+        """Count a connection out."""
+        self._handlers.discard(handler)
+        self.events.connection_closed(Closing.DRAINING if self.draining else Closing.PEER)
+        if handler.counted is not None:
+            self._allowances.close_connection(handler.counted.tenant, handler.counted.name)
+            handler.counted = None
+
+    def forget_routes(self) -> None:
+        """Look every route up again: tenants, devices or plans have changed."""
+        for handler in self._handlers:
+            for producer in handler.producers.values():
+                producer.routes.clear()
+
+    def close_where(self, unwanted: Callable[[Identity], bool], text: str) -> None:
+        """Close the connections whose identity is unwanted."""
+        for handler in list(self._handlers):
+            if any(unwanted(identity) for identity in handler.producers) and handler.transport is not None:
+                handler.transport.abort()
+        for socket in list(self.websockets):
+            if unwanted(socket.producer.identity):
+                socket.close(1008, text)
+
+    def load(self, rows: Sequence[tuple[bytes, bytes, float]]) -> None:
+        """Take in the idempotency keys that an earlier run kept."""
+        self._keys.load(rows, clock.unix_s())
+
+    def expire(self, now_s: float) -> None:
+        """Forget idempotency keys that are over, about once a minute."""
+        if int(now_s) % 60 == 0:
+            self.spool.store([("DELETE FROM idempotency WHERE expires_s < ?", (now_s,))])
+
+    # Requests.
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request."""
+        path = request.path
+        if request.method == "POST" and path.startswith((TELEMETRY, TENANTS)):
+            response = await self._telemetry(request, path)
+        elif path in WEBSOCKETS:
+            return await self._websocket(request, WEBSOCKETS[path])
+        elif path.startswith((TELEMETRY, TENANTS)):
+            response = problem(
+                405, "method-not-allowed", "telemetry is sent with POST", headers={"Allow": "POST"}
+            )
+        else:
+            response = problem(404, "not-found", "there is POST /v1/telemetry/{stream}, /v1/stream and /mqtt")
+        if self.draining:
+            response.force_close()
+        return response
+
+    async def _telemetry(self, request: web.BaseRequest, path: str) -> web.Response:
+        if self.draining:
+            return of_refusal(Submission(Outcome.DRAINING))
+        producer = self._producer(request)
+        if isinstance(producer, web.Response):
+            return producer
+        names = self._names(path, producer.identity)
+        if names is None:
+            return problem(404, "bad-topic", "the path names no tenant, device and stream")
+        try:
+            body = await self._body(request)
+        except BodyRefused as refused:
+            response = problem(refused.status, refused.slug, refused.text)
+            if not request.content.is_eof():
+                response.force_close()
+            return response
+        key = request.headers.get("Idempotency-Key")
+        if key is None:
+            return await self._submit(producer, names, body)
+        if not 1 <= len(key) <= KEY_CHARACTERS_MAX:
+            return problem(400, "bad-idempotency-key", f"a key has 1 to {KEY_CHARACTERS_MAX} characters")
+        return await self._submit_once(producer, names, body, key)
+
+    def _producer(self, request: web.BaseRequest) -> Producer | web.Response:
+        """Return who makes the request, or its refusal."""
+        handler = request.protocol
+        assert isinstance(handler, _Handler)
+        peer = handler.peer
+        assert peer is not None
+        headers = request.headers
+        try:
+            identity = self._authenticator.of_http(
+                handler.door, peer, headers.get("Authorization"), headers.get("X-API-Key")
+            )
+        except Unauthenticated as error:
+            self.events.connect_refused(ConnectRefusal.CREDENTIALS, str(error), peer.address)
+            return problem(401, "unauthenticated", str(error), headers={"WWW-Authenticate": "Bearer"})
+        producer = handler.producers.get(identity)
+        if producer is not None:
+            return producer
+        refusal = self._admits(identity)
+        if refusal is None and handler.counted is None and identity.kind is not Kind.ANYONE:
+            over = self._allowances.open_connection(identity.tenant, identity.name)
+            if over is not Over.NOBODY:
+                self.events.connect_refused(ConnectRefusal.DEVICE_CONNECTIONS, over.name, peer.address)
+                return problem(
+                    429, "too-many-connections", f"the {over.name.lower()} has too many connections"
+                )
+            handler.counted = identity
+        if refusal is not None:
+            self.events.connect_refused(refusal, "", peer.address)
+            return problem(403, refusal.value.replace("_", "-"), "this identity is not admitted")
+        if len(handler.producers) >= 64:  # a proxy with many tokens on one connection
+            handler.producers.clear()
+        producer = handler.producers[identity] = Producer(identity, can_refuse=True)
+        self._handlers.add(handler)
+        return producer
+
+    def _names(self, path: str, identity: Identity) -> tuple[str, str, str] | None:
+        """Return (tenant, device, stream) of a path."""
+        if path.startswith(TELEMETRY):
+            if identity.kind is Kind.ANYONE:
+                return None  # without an identity the path must name the device
+            return identity.tenant, identity.name, path[len(TELEMETRY) :]
+        parts = path.split("/", 7)  # "", v1, tenants, T, devices, D, telemetry, stream
+        if len(parts) != 8 or parts[4] != "devices" or parts[6] != "telemetry":
+            return None
+        return parts[3], parts[5], parts[7]
+
+    async def _body(self, request: web.BaseRequest) -> bytes:
+        try:
+            async with asyncio.timeout(self.settings.request_deadline_s):
+                body = await request.read()
+        except TimeoutError as error:
+            raise BodyRefused(408, "slow-body", "the body did not come in time") from error
+        except web.HTTPRequestEntityTooLarge as error:
+            limit = self.settings.body_bytes_max
+            raise BodyRefused(413, "body-too-large", f"a body has at most {limit} bytes") from error
+        except web.RequestPayloadError as error:
+            raise BodyRefused(400, "bad-body", "the body is not what its headers say") from error
+        return payload_of(
+            request.headers.get("Content-Type", ""),
+            request.headers.get("Content-Encoding", ""),
+            body,
+            inflated_bytes_max=self.settings.inflated_bytes_max,
+        )
+
+    async def _submit(self, producer: Producer, names: tuple[str, str, str], body: bytes) -> web.Response:
+        waiter = Durable()
+        submission = self.pipeline.submit(producer, names, body, clock.monotonic_s(), waiter=waiter)
+        if submission.outcome is not Outcome.ACCEPTED:
+            return of_refusal(submission)
+        self.spool.answer(waiter, b"202")
+        try:
+            await waiter.wait()
+        except SpoolError:
+            return of_disk_error()
+        return accepted(Answered(submission.group, submission.first_index, submission.count))
+
+    async def _submit_once(
+        self, producer: Producer, names: tuple[str, str, str], body: bytes, key: str
+    ) -> web.Response:
+        now_s = clock.unix_s()
+        known, answered, record_key = self._keys.begin(producer.identity, key, body, now_s)
+        if known is Known.OTHER_BODY:
+            return problem(422, "idempotency-key-reused", "the key was used for another body")
+        if known is Known.UNDER_WAY:
+            return problem(
+                409, "idempotency-key-under-way", "the first request is under way", retry_after_s=1
+            )
+        if answered is not None:
+            return accepted(answered)
+        rows: list[Statement] = []
+
+        def also(group: str, first: int, count: int) -> list[Statement]:
+            number = int(group.rpartition("-")[2])
+            rows.append(self._keys.statement(record_key, body, (number, first, count), now_s))
+            return rows
+
+        waiter = Durable()
+        submission = self.pipeline.submit(
+            producer, names, body, clock.monotonic_s(), waiter=waiter, also=also
+        )
+        if submission.outcome is not Outcome.ACCEPTED:
+            self._keys.abandon(record_key)
+            return of_refusal(submission)
+        # The key is settled by the commit, not by this task, which ends if the client goes away.
+        waiter.then = lambda ok: (
+            self._keys.done(record_key, rows[0]) if ok else self._keys.abandon(record_key)
+        )
+        self.spool.answer(waiter, b"202")
+        try:
+            await waiter.wait()
+        except SpoolError:
+            return of_disk_error()
+        return accepted(Answered(submission.group, submission.first_index, submission.count))
+
+    async def _websocket(self, request: web.BaseRequest, kind: str) -> web.StreamResponse:
+        if self.draining:
+            return of_refusal(Submission(Outcome.DRAINING))
+        if request.headers.get("Upgrade", "").lower() != "websocket":
+            return problem(426, "upgrade-required", "this is a WebSocket", headers={"Upgrade": "websocket"})
+        handler = request.protocol
+        assert isinstance(handler, _Handler)
+        if kind == "mqtt":
+            assert handler.peer is not None
+            return await mqtt_websocket.serve(
+                request,
+                hub=self.hub,
+                door=handler.door,
+                peer=handler.peer,
+                message_bytes_max=self.settings.websocket_message_bytes_max,
+            )
+        producer = self._producer(request)
+        if isinstance(producer, web.Response):
+            return producer
+        return await websocket.serve(request, self, producer)
+
+    # The end.
+
+    async def start(self) -> None:
+        """Make ready; aiohttp needs a running loop only."""
+
+    async def begin_drain(self, *, deadline_s: float) -> None:
+        """Close WebSockets with 1012, answer what is under way, close the rest."""
+        self.draining = True
+        for socket in list(self.websockets):
+            socket.close(1012, "shutting down")
+        for server in self._servers:
+            server.pre_shutdown()
+        for server in self._servers:
+            await server.shutdown(deadline_s)
+
+
+class Durable:
+    """Waits for the fsync of one submission. `then(ok)` is called even when nobody waits any more."""
+
+    def __init__(self) -> None:
+        self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.then: Callable[[bool], None] | None = None
+
+    async def wait(self) -> None:
+        """Return when it is durable; raises `SpoolError` when the disk refused and it was withdrawn."""
+        await self._future
+
+    def durable(self, reply: bytes) -> None:
+        """Hear that it is durable."""
+        del reply
+        if self.then is not None:
+            self.then(True)  # the argument's name is in the attribute
+        if not self._future.done():
+            self._future.set_result(None)
+
+    def lost(self, error: SpoolError) -> bool:
+        """Withdraw it: the client is told, and will try again."""
+        if self.then is not None:
+            self.then(False)  # the same
+        if not self._future.done():
+            self._future.set_exception(error)
+        return True
+
+
+def accepted(answered: Answered) -> web.Response:
+    """Return 202 with the ids of the records."""
+    group, first = answered.group, answered.first_index
+    ids = [f"{group}-{index}" for index in range(first, first + answered.count)]
+    return web.Response(
+        status=202,
+        body=msgspec.json.encode({"accepted": answered.count, "ids": ids}),
+        content_type="application/json",
+    )
