@@ -1,0 +1,368 @@
+"""The sink `kinesis`: groups in, aggregated PutRecords out, each record accounted for.
+
+- Each shard has a lane with one record in flight; calls carry the records of several lanes.
+- HTTP 200 is not success: each record has its own result, and only refused ones go again.
+- Consumers drop user records that arrive in a shard whose range they are not in. A record that landed in
+  another shard than was meant (a reshard) makes the map be read again, and what would be dropped goes again.
+- A time-out may have written: records then go again with the same ids.
+
+Memory is bounded by `pending_bytes_max`. While a shard takes nothing its records fill that window, and
+when it is full the other shards wait too; nothing is lost, since the spool keeps what is not settled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import msgspec
+
+from ingest import clock
+from ingest.delivery.envelope import envelopes
+from ingest.delivery.kinesis.aggregation import RECORD_OVERHEAD
+from ingest.delivery.kinesis.lane import Lane, Part
+from ingest.delivery.kinesis.service import THROTTLES, Entry, Result, ServiceError
+from ingest.delivery.kinesis.shard_map import Shard, ShardMap
+from ingest.delivery.sink import Poison, Settled, SinkState
+from ingest.records import Group, Run
+from routing.resilience.breaker import Breaker, State
+from routing.resilience.concurrency import AdaptiveConcurrency
+
+CALL_RECORDS_MAX: Final = 500
+CALL_BYTES_MAX: Final = 5 << 20
+RECORD_LIMIT: Final = 1 << 20
+"""The service's limit on a record with its partition key; what is larger is poison."""
+MAP_AGE_MAX_S: Final = 60.0
+MAP_RETRY_S: Final = 1.0
+
+
+class Service(Protocol):
+    """What the sink needs of Kinesis (`ingest.delivery.kinesis.service`)."""
+
+    async def open(self) -> None:
+        """Make ready."""
+
+    async def close(self) -> None:
+        """Let go."""
+
+    async def put_records(self, entries: Sequence[Entry]) -> list[Result]:
+        """Put entries; raises `ServiceError`."""
+
+    async def list_shards(self) -> list[Shard]:
+        """Return the shards; raises `ServiceError`."""
+
+
+class SinkEvents(Protocol):
+    """What the sink reports (`ingest.events.Events`)."""
+
+    def sink_called(self, result: str, refused: int = 0) -> None:
+        """Count a call."""
+
+    def sink_trouble(self, event: str, detail: str) -> None:
+        """Say what is wrong."""
+
+
+class KinesisLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds of the sink, and what a shard takes (1 MB/s and 1,000 records/s at AWS)."""
+
+    pending_bytes_max: int
+    record_bytes_max: int
+    concurrency_max: int
+    call_deadline_s: float
+    shard_bytes_per_s: int
+    shard_records_per_s: int
+
+
+class _Pending:
+    """A group that is not settled: how many records are left, and which were poison."""
+
+    __slots__ = ("bytes", "left", "poison", "runs")
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+        self.poison: list[Poison] = []
+        self.runs: list[tuple[int, Run]] = []
+        self.bytes = 0
+
+
+class KinesisSink:
+    """Delivers to one stream."""
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        settled: Settled,
+        events: SinkEvents,
+        limits: KinesisLimits,
+        random: Callable[[], float],
+    ) -> None:
+        self._service = service
+        self._settled = settled
+        self._events = events
+        self._limits = limits
+        self._random = random
+        self._map: ShardMap | None = None
+        self._map_read_s = 0.0
+        self._map_failed = False
+        self._stale = False
+        self._alone = False
+        self._misplaced: list[tuple[str, Part]] = []
+        self._lanes: dict[str, Lane] = {}
+        self._unrouted: list[Part] = []
+        self._pending: dict[int, _Pending] = {}
+        self._pending_bytes = 0
+        self._concurrency = AdaptiveConcurrency(limit_max=limits.concurrency_max)
+        self._breaker = Breaker(failures_max=3, open_s=0.5, open_s_max=10.0)
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+
+    async def put(self, group: Group) -> None:
+        """Take a group; wait while too much is pending."""
+        while self._pending_bytes >= self._limits.pending_bytes_max:
+            self._room.clear()
+            await self._room.wait()
+        pending = _Pending(sum(run.count for run in group.runs))
+        self._pending[group.number] = pending
+        for run, first, made in envelopes(group):
+            pending.runs.append((first, run))
+            key = f"{run.tenant}/{run.device}"
+            part = Part(group.number, first, key, made, sum(map(len, made)))
+            pending.bytes += part.bytes
+            for sound in self._without_poison(part, run):
+                self._route(sound)
+        self._pending_bytes += pending.bytes
+        self._settle_if_done(group.number, pending)
+        self._wake.set()
+
+    def _without_poison(self, part: Part, run: Run) -> list[Part]:
+        """Take out the records that the service will never take, and return the rest."""
+        room = RECORD_LIMIT - 2 * len(part.key.encode()) - RECORD_OVERHEAD - 64
+        if part.bytes <= room:
+            return [part]
+        sound: list[Part] = []
+        for position, envelope in enumerate(part.envelopes):
+            index = part.first_index + position
+            if len(envelope) > room:
+                self._poison(part.group, index, run, "too_large_for_the_stream", envelope)
+            else:
+                sound.append(Part(part.group, index, part.key, [envelope], len(envelope)))
+        return sound
+
+    def _poison(self, group: int, index: int, run: Run, reason: str, envelope: bytes) -> None:
+        pending = self._pending[group]
+        pending.left -= 1
+        pending.poison.append(
+            Poison(index, run.tenant, run.device, run.stream, run.received_at_ms, reason, envelope)
+        )
+
+    def _route(self, part: Part) -> None:
+        if self._map is None or self._stale:
+            self._unrouted.append(part)
+        else:
+            self._lanes[self._map.shard_of(part.key)].waiting.append(part)
+
+    def _settle_if_done(self, number: int, pending: _Pending) -> None:
+        if pending.left == 0:
+            del self._pending[number]
+            self._pending_bytes -= pending.bytes
+            self._room.set()
+            self._settled(number, pending.poison)
+
+    # The dispatch loop.
+
+    async def run(self) -> None:
+        """Deliver until cancelled."""
+        await self._service.open()
+        try:
+            async with asyncio.TaskGroup() as calls:
+                while True:
+                    wait_s = await self._dispatch(calls)
+                    try:
+                        async with asyncio.timeout(wait_s):
+                            await self._wake.wait()
+                    except TimeoutError:
+                        pass
+                    self._wake.clear()
+        finally:
+            await self._service.close()
+
+    async def _dispatch(self, calls: asyncio.TaskGroup) -> float | None:
+        """Start the calls that may start; return when to look again, None for at the next event."""
+        now_s = clock.monotonic_s()
+        if self._map is None or self._stale or now_s - self._map_read_s > MAP_AGE_MAX_S:
+            if self._concurrency.under_way:
+                return None  # lanes change only when nothing is in flight, which keeps the order
+            if not await self._read_map():
+                return MAP_RETRY_S
+        while self._concurrency.has_room():
+            ready, wait_s = self._ready(now_s)
+            if not ready:
+                return wait_s
+            if not self._breaker.allows(now_s):
+                return max(0.01, self._breaker.due_s(now_s)) if self._breaker.state is State.OPEN else None
+            batch = self._fill(ready, now_s)
+            if not batch:
+                return 0.05
+            self._concurrency.started()
+            calls.create_task(self._call(batch))
+        return None
+
+    def _ready(self, now_s: float) -> tuple[list[Lane], float | None]:
+        ready: list[Lane] = []
+        wait_s: float | None = None
+        for lane in self._lanes.values():
+            due_s = lane.due_s(now_s)
+            if due_s is None:
+                continue
+            if due_s <= 0.0:
+                ready.append(lane)
+            else:
+                wait_s = due_s if wait_s is None else min(wait_s, due_s)
+        return ready, wait_s
+
+    def _fill(self, ready: list[Lane], now_s: float) -> list[tuple[Lane, Entry]]:
+        """Take one record of each ready lane, as many as one call may carry."""
+        batch: list[tuple[Lane, Entry]] = []
+        size = 0
+        for lane in ready:
+            if batch and self._alone:
+                break  # one at a time, to find the record that the service will never take
+            if len(batch) >= CALL_RECORDS_MAX or size + RECORD_LIMIT > CALL_BYTES_MAX:
+                break
+            taken = lane.take(now_s)
+            if taken is not None:
+                batch.append((lane, Entry(*taken)))
+                size += len(taken[0]) + len(taken[1])
+        return batch
+
+    async def _call(self, batch: list[tuple[Lane, Entry]]) -> None:
+        trouble = True
+        try:
+            results = await self._service.put_records([entry for _, entry in batch])
+            trouble = self._judge(batch, results)
+        except ServiceError as error:
+            self._call_failed(batch, error)
+        finally:
+            self._concurrency.ended(trouble=trouble)
+            self._wake.set()
+
+    def _judge(self, batch: list[tuple[Lane, Entry]], results: list[Result]) -> bool:
+        """Settle, or send again, record by record; return whether the service was in trouble."""
+        self._breaker.succeeded()
+        self._alone = False
+        now_s = clock.monotonic_s()
+        refused = 0
+        for (lane, _), result in zip(batch, results, strict=True):
+            if result.error is not None:
+                refused += 1
+                lane.refused(now_s, self._random)
+                if result.error not in THROTTLES:
+                    self._events.sink_trouble("record_refused", result.error)
+            elif result.shard_id == lane.shard_id:
+                self._done(lane.delivered())
+            else:
+                self._landed_elsewhere(lane, str(result.shard_id))
+        self._events.sink_called("partial" if refused else "ok", refused)
+        return refused > 0
+
+    def _landed_elsewhere(self, lane: Lane, shard_id: str) -> None:
+        """Remember where a record landed, to be judged by the next map."""
+        self._stale = True
+        for part in lane.delivered():
+            self._misplaced.append((shard_id, part))
+
+    def _done(self, parts: list[Part]) -> None:
+        for part in parts:
+            pending = self._pending[part.group]
+            pending.left -= len(part.envelopes)
+            self._settle_if_done(part.group, pending)
+
+    def _call_failed(self, batch: list[tuple[Lane, Entry]], error: ServiceError) -> None:
+        """Put every record back: nothing is known of any of them."""
+        self._events.sink_called("failed")
+        self._events.sink_trouble("call_failed", str(error))
+        now_s = clock.monotonic_s()
+        if error.retriable:
+            self._breaker.failed(now_s)
+        else:
+            self._breaker.succeeded()
+        if error.code == "ResourceNotFoundException":
+            self._stale = True
+        for lane, _ in batch:
+            if error.retriable or len(batch) > 1 or not self._give_up_on(lane, error):
+                lane.refused(now_s, self._random)
+        if not error.retriable and len(batch) > 1:
+            self._alone = True
+
+    def _give_up_on(self, lane: Lane, error: ServiceError) -> bool:
+        """Narrow a record that can never be taken down to the user record that it is about."""
+        parts = lane.in_flight
+        if len(parts) > 1 or len(parts[0].envelopes) > 1:
+            lane.record_bytes_max = max(1, lane.record_bytes_max // 2)
+            return False
+        [part] = lane.delivered()
+        pending = self._pending[part.group]
+        run = next(run for first, run in reversed(pending.runs) if first <= part.first_index)
+        self._poison(part.group, part.first_index, run, error.code, part.envelopes[0])
+        lane.record_bytes_max = self._limits.record_bytes_max
+        self._settle_if_done(part.group, pending)
+        return True
+
+    # The shard map.
+
+    async def _read_map(self) -> bool:
+        """Read the map and route everything that waits by it; False when the service does not answer."""
+        now_s = clock.monotonic_s()
+        try:
+            shards = await self._service.list_shards()
+        except ServiceError as error:
+            self._events.sink_trouble("shard_map_unknown", str(error))
+            self._map_failed = True
+            return False
+        new = ShardMap(shards)
+        if not new.open:
+            self._events.sink_trouble("shard_map_unknown", "the stream has no open shard")
+            return False
+        self._map_failed = False
+        self._map_read_s = now_s
+        waiting = [part for lane in self._lanes.values() for part in lane.waiting]
+        again = [part for shard_id, part in self._misplaced if not new.holds(shard_id, part.key)]
+        self._done([part for shard_id, part in self._misplaced if new.holds(shard_id, part.key)])
+        self._misplaced = []
+        old, self._map, self._stale = self._lanes, new, False
+        self._lanes = {
+            shard.shard_id: old.get(shard.shard_id) or self._make_lane(shard.shard_id, now_s)
+            for shard in new.open
+        }
+        for lane in self._lanes.values():
+            lane.waiting.clear()
+        waiting += self._unrouted + again
+        self._unrouted = []
+        for part in sorted(waiting, key=lambda part: (part.group, part.first_index)):
+            self._route(part)
+        return True
+
+    def _make_lane(self, shard_id: str, now_s: float) -> Lane:
+        limits = self._limits
+        return Lane(
+            shard_id,
+            bytes_per_s=limits.shard_bytes_per_s,
+            records_per_s=limits.shard_records_per_s,
+            record_bytes_max=limits.record_bytes_max,
+            now_s=now_s,
+        )
+
+    def state(self) -> SinkState:
+        """Return whether the stream takes records, and what waits."""
+        circuits = tuple(
+            lane.shard_id for lane in self._lanes.values() if lane.breaker.state is not State.CLOSED
+        )
+        stream_open = self._breaker.state is not State.CLOSED
+        return SinkState(
+            ready=not self._map_failed and not stream_open,
+            pending_records=sum(pending.left for pending in self._pending.values()),
+            pending_bytes=self._pending_bytes,
+            open_circuits=(*circuits, "stream") if stream_open else circuits,
+        )
