@@ -135,7 +135,7 @@ class Admin:
         self._memory = memory
         self._settings = settings
         self._registry = CollectorRegistry()
-        self._registry.register(Collector(memory))  # type: ignore[arg-type]  # it has what register calls
+        self._registry.register(Collector(memory))
 
     async def run(self) -> int:
         """Serve until SIGTERM."""

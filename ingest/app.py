@@ -135,6 +135,6 @@ async def _run_worker(context: WorkerContext) -> int:
     try:
         worker = Worker(context)
     except (SpoolError, TlsMaterialError, SettingsError, OSError) as error:
-        context.log.error("worker_cannot_start", error=str(error))
+        context.log.error("worker_cannot_start", error=str(error))  # noqa: TRY400  # the text says it all
         return 1
     return await worker.run()

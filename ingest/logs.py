@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 
 
-def make_log(level: str, form: str, **bound: object) -> Any:
+def make_log(level: str, form: str) -> Any:
     """Return a logger that writes `level` and above; `form` is auto, json or console."""
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     renderer: Any = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
@@ -22,5 +22,4 @@ def make_log(level: str, form: str, **bound: object) -> Any:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        **bound,
     )

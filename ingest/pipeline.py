@@ -6,6 +6,7 @@ through the spool (`Spool.answer`) and go out after the fsync.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -317,10 +318,8 @@ class Pipeline:
         outcome, _, _, route = self._judge_submission(producer, names)
         if route is None or outcome is not Outcome.ACCEPTED:
             return False
-        try:
+        with contextlib.suppress(msgspec.DecodeError):  # a refused payload was kept as it came
             payload = bytes(_ENVELOPE.decode(payload).payload)
-        except msgspec.DecodeError:
-            pass  # a refused payload, kept as it came
         outcome, _, encoding, count = self._examine(route, payload)
         if outcome is not Outcome.ACCEPTED:
             return False

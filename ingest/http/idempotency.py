@@ -7,6 +7,7 @@ and in the spool, in the transaction of its group, for when it does not
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import hashlib
 import struct
@@ -105,11 +106,9 @@ class Idempotency:
         value = _RECORD.pack(
             state, self._worker, self._epoch, digest, *where, self._boot.encode(), now_s + self._keep_s
         ).ljust(64, b"\0")
-        try:
-            self._directory.put(record_key, value)
-        except TableFullError:
+        with contextlib.suppress(TableFullError):
             # Beyond the limit a key is not remembered in memory; its row in the spool still is.
-            pass
+            self._directory.put(record_key, value)
         return value
 
     def statement(

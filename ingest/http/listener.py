@@ -42,7 +42,7 @@ TENANTS: Final = "/v1/tenants/"
 WEBSOCKETS: Final = {"/v1/stream": "headworks", "/mqtt": "mqtt"}
 
 
-class _Handler(RequestHandler[web.BaseRequest]):
+class _Handler(RequestHandler):
     """One connection, with who it turned out to be."""
 
     __slots__ = ("counted", "door", "identity", "listener", "peer", "producers")
@@ -89,7 +89,7 @@ class _Handler(RequestHandler[web.BaseRequest]):
         return response
 
 
-class _Server(web.Server[web.BaseRequest]):
+class _Server(web.Server):
     """Makes the connections of one door."""
 
     def __init__(self, listener: HttpListener, door: Door) -> None:
@@ -108,7 +108,7 @@ class _Server(web.Server[web.BaseRequest]):
             "lingering_time": 0.0,
         }
 
-    def __call__(self) -> RequestHandler[web.BaseRequest]:
+    def __call__(self) -> RequestHandler:
         """Return the handler of a new connection."""
         return _Handler(self, **self._options)
 

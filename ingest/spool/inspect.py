@@ -111,7 +111,17 @@ def letters(
     for path in spools(data_dir):
         with _opened(path) as connection:
             found.extend(
-                Letter(f"{path.parent.name}/{row[0]}", *row[1:7], bool(row[7]), row[8])
+                Letter(
+                    name=f"{path.parent.name}/{row[0]}",
+                    at_ms=row[1],
+                    tenant=row[2],
+                    device=row[3],
+                    stream=row[4],
+                    reason=row[5],
+                    detail=row[6],
+                    accepted=bool(row[7]),
+                    bytes=row[8],
+                )
                 for row in connection.execute(
                     "SELECT number, at_ms, tenant, device, stream, reason, detail, booking, length(payload) "
                     "FROM dead_letters WHERE (?1 IS NULL OR tenant = ?1) AND (?2 IS NULL OR reason = ?2) "

@@ -7,6 +7,7 @@ refused, and makes the set be fetched again soon, at most every `REFETCH_S`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -107,10 +108,8 @@ class JwtVerifier:
             except (OSError, aiohttp.ClientError, TimeoutError, jwt.PyJWTError, msgspec.DecodeError):
                 pass  # the last good keys stay
             await asyncio.sleep(REFETCH_S)
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wanted.wait(), settings.refresh_s)
-            except TimeoutError:
-                pass
             self._wanted.clear()
 
 

@@ -1,0 +1,26 @@
+"""`headworks serve`: the production entry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ingest import app
+from ingest.commands.common import SetOption, fail, settings_of
+
+
+def serve(
+    config: Annotated[
+        Path, typer.Option("--config", "-c", help="The node's settings (TOML).", envvar="HEADWORKS_CONFIG")
+    ],
+    overrides: SetOption = None,
+) -> None:
+    """Run a node until SIGTERM or Ctrl-C; exit code 0 after a clean drain."""
+    settings = settings_of(config, overrides)
+    try:
+        code = app.serve(settings)
+    except app.StartError as error:
+        fail(str(error))
+    raise typer.Exit(code)
