@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from ingest import clock
 from ingest.authentication import Door, Peer, peer_of
@@ -316,8 +316,8 @@ class MqttProtocol(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the session."""
-        assert isinstance(transport, asyncio.Transport)
-        self.connection = MqttConnection(self._hub, transport, self._door, peer_of(transport))
+        wire = cast("asyncio.Transport", transport)  # uvloop's and aiofastnet's are not subclasses
+        self.connection = MqttConnection(self._hub, wire, self._door, peer_of(transport))
         self._hub.made(self.connection)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # the loop's own buffer is larger
