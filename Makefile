@@ -1,0 +1,69 @@
+# Every target works on a fresh clone with python3 (3.11 or newer) and make.
+PYTHON ?= python3
+BIN := .venv/bin
+DURATION ?= 0
+DEVICES ?= 200
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help run test setup format lint types imports fuzz bench side-by-side crash docs check lock clean
+
+help:            ## Show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+run: setup       ## Start a node with 200 simulated devices over mutual TLS (DURATION=20 stops by itself)
+	@$(BIN)/headworks dev --devices $(DEVICES) --duration $(DURATION)
+
+setup: .setup-stamp  ## Install everything into .venv and node_modules
+
+.setup-stamp: requirements.lock package-lock.json pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	npm ci --silent --no-progress || echo "npm packages are missing: tests with mqtt.js and kinesis-local will be skipped"
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v mosquitto_pub >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq mosquitto mosquitto-clients >/dev/null; fi
+	@command -v mosquitto_pub >/dev/null || echo "mosquitto-clients is missing: its tests will be skipped"
+	touch $@
+
+test: setup      ## Run all tests
+	$(BIN)/python -m pytest
+
+format: setup    ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: setup      ## Check style, formatting and dependencies
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/deptry .
+
+types: setup     ## Check types
+	$(BIN)/mypy
+
+imports: setup   ## Check the direction of imports
+	$(BIN)/lint-imports
+
+fuzz: setup      ## Fuzz the MQTT parser for a minute
+	$(BIN)/python -m tests.fuzz.fuzz_mqtt -max_total_time=60
+
+bench: setup     ## Run the micro-benchmarks
+	$(BIN)/python -m pytest bench --benchmark-autosave --benchmark-compare-fail=mean:50% --benchmark-columns=mean,stddev,ops
+
+side-by-side: setup  ## Compare with Mosquitto on one core, in turns
+	$(BIN)/python -m bench.side_by_side.run
+
+crash: setup     ## Twenty rounds of kill -9 against the ledger
+	$(BIN)/python -m pytest tests/end_to_end/test_crash.py
+
+docs: setup      ## Check that the docs name every setting, metric and refusal
+	$(BIN)/python -m pytest -q tests/test_house_rules.py
+
+check: lint types imports test  ## What CI runs
+
+lock: setup      ## Pin the dependencies anew
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
+	    --python-version 3.11 pyproject.toml --group dev -o requirements.lock
+
+clean:           ## Remove what run, setup and test made
+	rm -rf .venv node_modules var .setup-stamp build *.egg-info
