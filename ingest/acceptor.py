@@ -21,6 +21,8 @@ from ingest.gate import Gate
 
 OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 DESCRIPTORS_WAIT_S: Final = 0.1
+SHUTDOWN_DEADLINE_S: Final = 2.0
+"""How long a peer may take to answer a TLS close; many never do."""
 
 
 def listen(host: str, port: int, *, backlog: int) -> socket.socket:
@@ -145,6 +147,7 @@ class Acceptor:
                     peer,
                     ssl=self._tls(),
                     ssl_handshake_timeout=self._handshake_deadline_s,
+                    ssl_shutdown_timeout=SHUTDOWN_DEADLINE_S,
                 )
         except (OSError, EOFError, asyncio.CancelledError) as error:
             peer.close()
