@@ -73,13 +73,13 @@ class Device:
         try:
             writer.write(bytes((0x10, len(body))) + body)
             if await reader.readexactly(4) != CONNACK_OK:
-                raise ConnectionRefusedError  # noqa: TRY301  # `run` hears of every way to fail
+                raise ConnectionRefusedError  # `run` hears of every way to fail
             self._tally.connected += 1
             try:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._read(reader))
                     await self._write(writer, rate_per_s, over)
-                    raise _Finished
+                    raise _Finished  # noqa: TRY301  # ends the reader with the writer
             except* _Finished:
                 pass
             except* (OSError, EOFError, asyncio.IncompleteReadError) as group:

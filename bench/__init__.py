@@ -1,0 +1,1 @@
+"""Benchmarks: pytest-benchmark for functions, side_by_side for whole servers."""

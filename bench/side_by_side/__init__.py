@@ -1,0 +1,1 @@
+"""Whole servers, measured in turns."""

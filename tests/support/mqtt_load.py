@@ -1,0 +1,59 @@
+"""A load of MQTT 3.1.1 publishers on raw sockets that survive crashes and keep a ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+
+from bench.side_by_side.generator import connect_packet
+
+
+class Publisher:
+    """One device: keeps `window` messages in flight, and sends again what was not acknowledged."""
+
+    def __init__(self, name: str, window: int) -> None:
+        self.name = name
+        self._window = window
+        self.seq = 0
+        self.unacknowledged: dict[int, int] = {}
+        self.acknowledged: set[tuple[str, int]] = set()
+
+    def _packet(self, seq: int, *, again: bool) -> bytes:
+        topic = f"dt/acme/{self.name}/crash".encode()
+        payload = json.dumps({"ts": 1764000000000, "seq": seq, "metrics": {"v": seq}}).encode()
+        packet_id = (seq % 65_535 + 1).to_bytes(2, "big")
+        body = len(topic).to_bytes(2, "big") + topic + packet_id + payload
+        size = len(body)
+        head = bytes((0x3A if again else 0x32,))
+        length = bytes((size,)) if size < 128 else bytes((size & 0x7F | 0x80, size >> 7))
+        return head + length + body
+
+    async def run(self, port: int, over: asyncio.Event) -> None:
+        """Publish until `over`, then until everything is acknowledged."""
+        while not over.is_set() or self.unacknowledged:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                await self._session(port, over)
+            await asyncio.sleep(0.05)
+
+    async def _session(self, port: int, over: asyncio.Event) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            writer.write(connect_packet(self.name.encode()))
+            await reader.readexactly(4)
+            for seq in sorted(self.unacknowledged.values()):
+                writer.write(self._packet(seq, again=True))
+            while not over.is_set() or self.unacknowledged:
+                while len(self.unacknowledged) < self._window and not over.is_set():
+                    self.seq += 1
+                    self.unacknowledged[self.seq % 65_535 + 1] = self.seq
+                    writer.write(self._packet(self.seq, again=False))
+                answer = await reader.readexactly(4)
+                seq = self.unacknowledged.pop(int.from_bytes(answer[2:], "big"))
+                self.acknowledged.add((self.name, seq))
+                await asyncio.sleep(0.001)
+        finally:
+            writer.transport.abort()
+
+    def sent(self) -> set[tuple[str, int]]:
+        return {(self.name, seq) for seq in range(1, self.seq + 1)}
