@@ -1,23 +1,38 @@
 """A fixed-size hash table in memory that several processes share.
 
-- Open addressing, linear probing over at most `PROBES_MAX` slots, 16-byte keys, values of one size.
-- Locks are POSIX byte-range locks on a file, so the kernel frees them when a holder is killed. A process
-  must not open that file a second time: closing any descriptor of it would drop its locks.
-- A slot's key is written after its value, so a kill in between leaves no half record.
+- Open addressing: a key is in one of the `PROBES` slots from its home on. Two slots are there for each
+  record of the capacity, so that a window that is full before the table is stays a rarity.
+- A slot holds its value twice, and its state word, written last and at once, says which of them counts.
+  So a process that is killed in the middle of a `put` leaves the old value or the new one, never a mixture,
+  and `get` needs no lock.
+- Locks are POSIX byte-range locks on a file, which the kernel frees when their holder is killed. They are
+  per process: a process must not open that file a second time (closing any descriptor of it would drop
+  its locks), must not nest them, and must take them from one thread only.
 """
 
 from __future__ import annotations
 
 import fcntl
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Protocol
 
 KEY_BYTES: Final = 16
-PROBES_MAX: Final = 64
-STRIPES: Final = 1024
-FREE: Final = bytes(KEY_BYTES)
-GONE: Final = b"\xff" * KEY_BYTES
+PROBES: Final = 64
+STRIPES_MAX: Final = 1024
+SLOTS_A_RECORD: Final = 2
+STRIPES: Final = STRIPES_MAX + 1
+"""Bytes of the lock file that a table needs at most: a holder has its stripe and the next."""
+
+WORD_BYTES: Final = 8
+HEAD_WORDS: Final = 3
+"""The state, then the key as two words; the values follow."""
+FREE: Final = 0
+"""Never used: no key that probes past here is in the table."""
+GONE: Final = 1
+"""Removed. Every other state is a generation of the slot; its lowest bit says which value counts."""
+FIRST: Final = 2
+GENERATIONS: Final = 1 << 64
 
 Expired = Callable[[bytes], bool]
 """Tells whether a value may be evicted to make room."""
@@ -28,22 +43,19 @@ class TableFullError(Exception):
 
 
 class Table(Protocol):
-    """What limits, sessions and idempotency keys are kept in. Keys are 16 bytes."""
+    """What limits, sessions and idempotency keys are kept in. Keys are 16 bytes of a hash."""
 
-    @contextmanager
-    def locked(self, key: bytes) -> Iterator[None]:
-        """Keep every other process from the record of `key`."""
-        del key
-        yield
+    def locked(self, key: bytes) -> AbstractContextManager[None]:
+        """Keep every other process from changing the record of `key`; do not nest."""
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value of `key`."""
 
     def put(self, key: bytes, value: bytes) -> None:
-        """Store the value of `key`; raises `TableFullError`."""
+        """Store the value of `key`, whose lock the caller holds; raises `TableFullError`."""
 
     def remove(self, key: bytes) -> None:
-        """Forget `key`, if it is there."""
+        """Forget `key`, whose lock the caller holds, if it is there."""
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Return all records; a scan, for start-up only."""
@@ -56,12 +68,12 @@ class LocalTable:
         self._capacity = capacity
         self._expired = expired
         self._values: dict[bytes, bytes] = {}
+        self._nobody_else: AbstractContextManager[None] = nullcontext()
 
-    @contextmanager
-    def locked(self, key: bytes) -> Iterator[None]:
+    def locked(self, key: bytes) -> AbstractContextManager[None]:
         """Do nothing: there is nobody else."""
         assert len(key) == KEY_BYTES
-        yield
+        return self._nobody_else
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value of `key`."""
@@ -71,7 +83,7 @@ class LocalTable:
         """Store the value of `key`; the oldest records make room when they have expired."""
         values = self._values
         if key not in values and len(values) >= self._capacity:
-            for oldest in [old for old, _ in zip(values, range(PROBES_MAX), strict=False)]:
+            for oldest in [old for old, _ in zip(values, range(PROBES), strict=False)]:
                 held = values.pop(oldest)
                 if self._expired(held):
                     break
@@ -89,8 +101,29 @@ class LocalTable:
         return iter(list(self._values.items()))
 
 
+class _Stripe:
+    """The lock of one stripe; it reaches over the next, into which windows of this one extend."""
+
+    __slots__ = ("_fd", "_start")
+
+    def __init__(self, fd: int, start: int) -> None:
+        self._fd = fd
+        self._start = start
+
+    def __enter__(self) -> None:
+        # Both bytes in one call: nobody waits for the second while holding the first.
+        fcntl.lockf(self._fd, fcntl.LOCK_EX, 2, self._start)
+
+    def __exit__(self, *exception: object) -> None:
+        fcntl.lockf(self._fd, fcntl.LOCK_UN, 2, self._start)
+
+
 class SharedTable:
-    """The table over `buffer`, which must be zeroed and of `size(...)` bytes."""
+    """The table over `buffer`, which must be zeroed, word-aligned and of `size(...)` bytes.
+
+    It takes `STRIPES` bytes of the lock file from `lock_start` on. Stores become visible in their order, as
+    x86 has it; elsewhere the system calls of the lock order them, and only an unlocked `get` may be early.
+    """
 
     def __init__(
         self,
@@ -102,91 +135,121 @@ class SharedTable:
         lock_start: int,
         expired: Expired,
     ) -> None:
-        assert len(buffer) >= self.size(value_bytes, capacity)
-        self._buffer = buffer
+        size = self.size(value_bytes, capacity)
+        assert len(buffer) >= size
+        self._buffer = buffer[:size]
+        self._words: memoryview[int] = buffer[:size].cast("Q")
         self._value_bytes = value_bytes
-        self._slot_bytes = KEY_BYTES + value_bytes
-        self._capacity = capacity
-        self._lock_fd = lock_fd
-        self._lock_start = lock_start
+        self._step = _slot_words(value_bytes)
+        self._homes = SLOTS_A_RECORD * capacity
         self._expired = expired
+        # A stripe is no shorter than a window, so that a window lies in its stripe and the next.
+        self._stripe_slots = max(PROBES, -(-self._homes // STRIPES_MAX))
+        stripes = -(-self._homes // self._stripe_slots)
+        self._stripes = [_Stripe(lock_fd, lock_start + stripe) for stripe in range(stripes)]
 
     @staticmethod
     def size(value_bytes: int, capacity: int) -> int:
         """Return the bytes that a table takes."""
-        return (KEY_BYTES + value_bytes) * capacity
+        # The last homes have their windows too: no window wraps around, and so no lock does.
+        return WORD_BYTES * _slot_words(value_bytes) * (SLOTS_A_RECORD * capacity + PROBES)
 
-    @contextmanager
-    def locked(self, key: bytes) -> Iterator[None]:
-        """Hold the stripe of `key`; slots of neighbouring stripes are guarded by the key-last rule."""
-        offset = self._lock_start + (self._home(key) * STRIPES // self._capacity)
-        fcntl.lockf(self._lock_fd, fcntl.LOCK_EX, 2, offset)
-        try:
-            yield
-        finally:
-            fcntl.lockf(self._lock_fd, fcntl.LOCK_UN, 2, offset)
-
-    def _home(self, key: bytes) -> int:
-        return int.from_bytes(key[:8], "little") % self._capacity
+    def locked(self, key: bytes) -> AbstractContextManager[None]:
+        """Hold every slot in which `key` can be."""
+        assert len(key) == KEY_BYTES
+        return self._stripes[int.from_bytes(key[:8], "little") % self._homes // self._stripe_slots]
 
     def _find(self, key: bytes) -> tuple[int | None, int | None]:
-        """Return (offset of `key`, offset of the first slot that can take it)."""
-        buffer, step = self._buffer, self._slot_bytes
-        home = self._home(key)
+        """Return (slot of `key`, else the first slot that can take it), as positions of words."""
+        words, step = self._words, self._step
+        low = int.from_bytes(key[:8], "little")
+        high = int.from_bytes(key[8:], "little")
+        home = low % self._homes * step
         usable = None
-        for probe in range(min(PROBES_MAX, self._capacity)):
-            offset = (home + probe) % self._capacity * step
-            held = bytes(buffer[offset : offset + KEY_BYTES])
-            if held == key:
-                return offset, offset
-            if held == FREE:
-                return None, offset if usable is None else usable
-            if usable is None and held == GONE:
-                usable = offset
+        for slot in range(home, home + PROBES * step, step):
+            state = words[slot]
+            if state == FREE:
+                return None, slot if usable is None else usable
+            if state == GONE:
+                if usable is None:
+                    usable = slot
+            elif words[slot + 1] == low and words[slot + 2] == high:
+                return slot, None
         return None, usable
+
+    def _value(self, slot: int, state: int) -> bytes:
+        start = WORD_BYTES * (slot + HEAD_WORDS) + (state & 1) * self._value_bytes
+        return bytes(self._buffer[start : start + self._value_bytes])
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value of `key`."""
-        offset, _ = self._find(key)
-        if offset is None:
-            return None
-        start = offset + KEY_BYTES
-        return bytes(self._buffer[start : start + self._value_bytes])
+        while True:
+            slot, _ = self._find(key)
+            if slot is None:
+                return None
+            state = self._words[slot]
+            if state < FIRST:
+                continue
+            value = self._value(slot, state)
+            # Without the lock, a writer may have come twice, or the slot may have changed hands.
+            if self._words[slot] == state and self._key(slot) == key:
+                return value
+
+    def _key(self, slot: int) -> bytes:
+        start = WORD_BYTES * (slot + 1)
+        return bytes(self._buffer[start : start + KEY_BYTES])
 
     def put(self, key: bytes, value: bytes) -> None:
         """Store the value of `key`, evicting an expired neighbour if it must; raises `TableFullError`."""
-        assert len(key) == KEY_BYTES
         assert len(value) == self._value_bytes
-        offset, usable = self._find(key)
-        if offset is None and usable is None:
-            usable = self._evict(key)
-        target = offset if offset is not None else usable
-        assert target is not None
-        start = target + KEY_BYTES
+        words = self._words
+        slot, usable = self._find(key)
+        if slot is None:
+            slot = self._evict(key) if usable is None else usable
+            start = WORD_BYTES * (slot + 1)
+            self._buffer[start : start + KEY_BYTES] = key
+            state = FIRST
+        else:
+            state = (words[slot] + 1) % GENERATIONS or FIRST
+        start = WORD_BYTES * (slot + HEAD_WORDS) + (state & 1) * self._value_bytes
         self._buffer[start : start + self._value_bytes] = value
-        if offset is None:
-            self._buffer[target:start] = key
+        words[slot] = state  # from here on the record is there
 
     def _evict(self, key: bytes) -> int:
-        home = self._home(key)
-        for probe in range(min(PROBES_MAX, self._capacity)):
-            offset = (home + probe) % self._capacity * self._slot_bytes
-            start = offset + KEY_BYTES
-            if self._expired(bytes(self._buffer[start : start + self._value_bytes])):
-                return offset
+        """Empty the first slot of the window of `key` whose value has expired."""
+        words, step = self._words, self._step
+        home = int.from_bytes(key[:8], "little") % self._homes * step
+        for slot in range(home, home + PROBES * step, step):
+            if self._expired(self._value(slot, words[slot])):
+                words[slot] = GONE
+                return slot
         raise TableFullError
 
     def remove(self, key: bytes) -> None:
-        """Forget `key`, if it is there."""
-        offset, _ = self._find(key)
-        if offset is not None:
-            self._buffer[offset : offset + KEY_BYTES] = GONE
+        """Forget `key`, if it is there; slots that no search needs to pass become free again."""
+        words, step = self._words, self._step
+        slot, _ = self._find(key)
+        if slot is None:
+            return
+        words[slot] = GONE
+        # The lock covers the stripe of the home and the next: go back no further, and the last + 1 is ours.
+        first = int.from_bytes(key[:8], "little") % self._homes // self._stripe_slots
+        first *= self._stripe_slots * step
+        last = len(words) - step
+        while slot >= first and words[slot] == GONE and (slot == last or words[slot + step] == FREE):
+            words[slot] = FREE
+            slot -= step
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """Return all records."""
-        for slot in range(self._capacity):
-            offset = slot * self._slot_bytes
-            key = bytes(self._buffer[offset : offset + KEY_BYTES])
-            if key not in (FREE, GONE):
-                start = offset + KEY_BYTES
-                yield key, bytes(self._buffer[start : start + self._value_bytes])
+        """Return all records that stay as they are during the scan."""
+        for index, state in enumerate(self._words[:: self._step].tolist()):
+            slot = index * self._step
+            if state >= FIRST:
+                key = self._key(slot)
+                value = self.get(key)
+                if value is not None:
+                    yield key, value
+
+
+def _slot_words(value_bytes: int) -> int:
+    return HEAD_WORDS + -(-2 * value_bytes // WORD_BYTES)

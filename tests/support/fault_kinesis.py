@@ -120,10 +120,13 @@ class FaultKinesis:
         seen = []
         for shard, key, data in self.taken:
             raw = {
-                "Data": data,
-                "PartitionKey": key,
-                "SequenceNumber": "1",
-                "ApproximateArrivalTimestamp": 0,
+                "kinesis": {
+                    "kinesisSchemaVersion": "1.0",
+                    "approximateArrivalTimestamp": 0,
+                    "data": base64.b64encode(data).decode(),
+                    "partitionKey": key,
+                    "sequenceNumber": "1",
+                }
             }
             for user in deaggregate_records([raw]):
                 user_key = user["kinesis"]["partitionKey"]
