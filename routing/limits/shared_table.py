@@ -27,12 +27,14 @@ STRIPES: Final = STRIPES_MAX + 1
 WORD_BYTES: Final = 8
 HEAD_WORDS: Final = 3
 """The state, then the key as two words; the values follow."""
+KIND: Final = 3
+"""The two lowest bits of a state; above them the slot counts its changes."""
 FREE: Final = 0
-"""Never used: no key that probes past here is in the table."""
+"""No search passes here: nothing behind is of a home before."""
 GONE: Final = 1
-"""Removed. Every other state is a generation of the slot; its lowest bit says which value counts."""
-FIRST: Final = 2
-GENERATIONS: Final = 1 << 64
+"""Empty, but searches pass."""
+LIVE: Final = 2
+"""The first value counts; LIVE + 1: the second does."""
 
 Expired = Callable[[bytes], bool]
 """Tells whether a value may be evicted to make room."""
@@ -167,10 +169,10 @@ class SharedTable:
         home = low % self._homes * step
         usable = None
         for slot in range(home, home + PROBES * step, step):
-            state = words[slot]
-            if state == FREE:
+            kind = words[slot] & KIND
+            if kind == FREE:
                 return None, slot if usable is None else usable
-            if state == GONE:
+            if kind == GONE:
                 if usable is None:
                     usable = slot
             elif words[slot + 1] == low and words[slot + 2] == high:
@@ -188,32 +190,35 @@ class SharedTable:
             if slot is None:
                 return None
             state = self._words[slot]
-            if state < FIRST:
+            if state & KIND < LIVE:
                 continue
             value = self._value(slot, state)
-            # Without the lock, a writer may have come twice, or the slot may have changed hands.
-            if self._words[slot] == state and self._key(slot) == key:
+            # Without the lock, writers may have come, or the slot may have changed hands.
+            if self._key(slot) == key and self._words[slot] == state:
                 return value
 
     def _key(self, slot: int) -> bytes:
         start = WORD_BYTES * (slot + 1)
         return bytes(self._buffer[start : start + KEY_BYTES])
 
+    def _become(self, slot: int, kind: int) -> None:
+        """Change the kind of a slot: one store of one word."""
+        self._words[slot] = (self._words[slot] | KIND) + 1 + kind
+
     def put(self, key: bytes, value: bytes) -> None:
         """Store the value of `key`, evicting an expired neighbour if it must; raises `TableFullError`."""
         assert len(value) == self._value_bytes
-        words = self._words
         slot, usable = self._find(key)
         if slot is None:
             slot = self._evict(key) if usable is None else usable
             start = WORD_BYTES * (slot + 1)
             self._buffer[start : start + KEY_BYTES] = key
-            state = FIRST
+            kind = LIVE
         else:
-            state = (words[slot] + 1) % GENERATIONS or FIRST
-        start = WORD_BYTES * (slot + HEAD_WORDS) + (state & 1) * self._value_bytes
+            kind = (self._words[slot] & KIND) ^ 1
+        start = WORD_BYTES * (slot + HEAD_WORDS) + (kind & 1) * self._value_bytes
         self._buffer[start : start + self._value_bytes] = value
-        words[slot] = state  # from here on the record is there
+        self._become(slot, kind)  # from here on the record is there
 
     def _evict(self, key: bytes) -> int:
         """Empty the first slot of the window of `key` whose value has expired."""
@@ -221,7 +226,7 @@ class SharedTable:
         home = int.from_bytes(key[:8], "little") % self._homes * step
         for slot in range(home, home + PROBES * step, step):
             if self._expired(self._value(slot, words[slot])):
-                words[slot] = GONE
+                self._become(slot, GONE)
                 return slot
         raise TableFullError
 
@@ -231,20 +236,24 @@ class SharedTable:
         slot, _ = self._find(key)
         if slot is None:
             return
-        words[slot] = GONE
-        # The lock covers the stripe of the home and the next: go back no further, and the last + 1 is ours.
+        self._become(slot, GONE)
+        # The lock covers the stripe of the home and the next, and so also the slot after a window.
         first = int.from_bytes(key[:8], "little") % self._homes // self._stripe_slots
         first *= self._stripe_slots * step
         last = len(words) - step
-        while slot >= first and words[slot] == GONE and (slot == last or words[slot + step] == FREE):
-            words[slot] = FREE
+        while (
+            slot >= first
+            and words[slot] & KIND == GONE
+            and (slot == last or words[slot + step] & KIND == FREE)
+        ):
+            self._become(slot, FREE)
             slot -= step
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Return all records that stay as they are during the scan."""
         for index, state in enumerate(self._words[:: self._step].tolist()):
             slot = index * self._step
-            if state >= FIRST:
+            if state & KIND >= LIVE:
                 key = self._key(slot)
                 value = self.get(key)
                 if value is not None:
