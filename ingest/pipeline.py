@@ -164,19 +164,23 @@ class Pipeline:
         one charge and one run each. What is not plain JSON telemetry, or is refused, leaves by one call.
         """
         topic = publishes[0][0]
-        for publish in publishes:
-            if publish[0] != topic:
-                return self._publish_mixed(producer, publishes, now_s)
+        count = len(publishes)
+        if count == 1:
+            payloads = [publishes[0][1]]
+            size = len(payloads[0])
+        else:
+            for publish in publishes:
+                if publish[0] != topic:
+                    return self._publish_mixed(producer, publishes, now_s)
+            payloads = [publish[1] for publish in publishes]
+            size = sum(map(len, payloads))
         route = producer.routes.get(topic)
         if route is None:
             found = self._route(producer, topic)
             if isinstance(found, Outcome):
                 return self.refuse_all(producer, publishes, found), 0.0
             route = found
-        payloads = [publish[1] for publish in publishes]
-        size = sum(map(len, payloads))
         allowance = route.allowance
-        count = len(payloads)
         refuse = producer.can_refuse and allowance.policy is Policy.REFUSE
         allowed, pause_s, over = allowance.charge(count, size, now_s, refuse=refuse)
         if over or route.raw or size > route.payload_bytes_max:
@@ -187,8 +191,10 @@ class Pipeline:
         except (msgspec.DecodeError, UnicodeDecodeError):
             return self._publish_with_care(producer, route, publishes, allowed, over), pause_s
         run = Run(route.tenant, route.device, route.stream, Encoding.JSON, clock.unix_ms(), count, payloads)
-        self._spool.append(run, size)
-        self._events.publishes(route.tenant_index, count)
+        spool = self._spool
+        spool.current.append(run, size)
+        if not spool.scheduled:
+            spool.schedule()
         return None, pause_s
 
     def _publish_mixed(
@@ -254,7 +260,6 @@ class Pipeline:
 
     def _append(self, route: Route, payload: bytes, encoding: Encoding, count: int) -> int:
         run = Run(route.tenant, route.device, route.stream, encoding, clock.unix_ms(), count, [payload])
-        self._events.publishes(route.tenant_index, count)
         return self._spool.append(run, len(payload))
 
     def _keep(self, route: Route, outcome: Outcome, detail: str, payload: bytes, booking: Booking) -> None:

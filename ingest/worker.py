@@ -254,6 +254,9 @@ class Worker:
 
     def _committed(self, commit: Committed) -> None:
         self._events.committed(commit.bytes, commit.seconds)
+        self._events.acknowledged(commit.waited_s, commit.records)
+        for tenant, records in commit.tenants.items():
+            self._events.publishes(self._memory.tenant_index(tenant), records)
 
     def _commit_failed(self, error: SpoolError) -> None:
         self._events.commit_failed(str(error))

@@ -22,6 +22,7 @@ from protocols.mqtt.packets import Will
 from protocols.mqtt.reason import ReasonCode
 from protocols.mqtt.session import Publish, ServerSession
 
+PUBACK_BYTES: Final = 4
 CLOSES_IN_3: Final = frozenset({Outcome.NOT_AUTHORISED, Outcome.BAD_TOPIC, Outcome.SUSPENDED})
 """Refusals for which MQTT 3.1.1 has no word, so that it closes (MQTT-3.3.5-2)."""
 _TEXTS: Final = {
@@ -70,6 +71,7 @@ class MqttConnection:
         "_held",
         "_hub",
         "_owed",
+        "_owed_parts",
         "_pauses",
         "closing",
         "door",
@@ -93,7 +95,8 @@ class MqttConnection:
         self.key = b""
         self.closing: Closing | None = None
         self.last_read_s = clock.monotonic_s()
-        self._owed: list[tuple[int, float, int, list[int]]] = []
+        self._owed = 0
+        self._owed_parts: list[tuple[int, int, list[int]]] = []
         self._held: list[list[Publish]] | None = None
         self._pauses = 0
 
@@ -106,7 +109,8 @@ class MqttConnection:
         publishes = session.feed(data)
         if publishes:
             self._publish(publishes, now_s)
-        if session.needs_attention:
+        if session.attention:
+            session.attention = False
             self._attend()
 
     def ended(self) -> None:
@@ -144,18 +148,22 @@ class MqttConnection:
             publishes, reasons = self._close_in_3(publishes, outcomes), None
         reply = session.acknowledge(publishes, reasons, text_of_reason) if publishes else b""
         if reply:
-            count = len(publishes)
-            ids: list[int] = []
-            if len(reply) != 4 * count:
-                count = sum(1 for publish in publishes if publish[2])
-            if session.uses_qos_2:
-                ids = session.qos_2_ids(publishes, reasons)
-                if ids and session.session_expiry_s:
-                    hub.remember(self, also=ids)
-            self._owed.append((len(reply), now_s, count, ids))
+            if reasons is not None or session.uses_qos_2 or self._owed_parts:
+                self._note_answers(publishes, reasons, len(reply))
+            self._owed += len(reply)
             hub.spool.answer(self, reply)
         if pause_s:
             self.pause(pause_s)
+
+    def _note_answers(self, publishes: list[Publish], reasons: list[int] | None, size: int) -> None:
+        """Note what an answer is made of that is not just PUBACKs of four bytes."""
+        session = self.session
+        ids = session.qos_2_ids(publishes, reasons)
+        if ids and session.session_expiry_s:
+            self._hub.remember(self, also=ids)
+        if self._owed and not self._owed_parts:
+            self._owed_parts.append((self._owed, self._owed // PUBACK_BYTES, []))
+        self._owed_parts.append((size, sum(1 for publish in publishes if publish[2]), ids))
 
     def _close_in_3(self, publishes: list[Publish], outcomes: list[int]) -> list[Publish]:
         """Answer what was accepted before the first refusal that 3.1.1 cannot say, then close."""
@@ -207,17 +215,15 @@ class MqttConnection:
         """Send answers: what they acknowledge is on the disk."""
         if self.phase is not Phase.CLOSED:
             self.wire.write(reply)
-        left = len(reply)
-        owed = self._owed
-        session = self.session
-        events = self._hub.events
-        now_s = clock.monotonic_s()
-        while left > 0 and owed:
-            length, read_s, count, ids = owed.pop(0)
-            left -= length
-            session.answered(count, ids)
-            events.acknowledged(now_s - read_s, count)
-        if self.phase is Phase.CLOSING and not owed:
+        size = len(reply)
+        self._owed -= size
+        if not self._owed_parts:
+            self.session.inflight -= size // PUBACK_BYTES
+        while size > 0 and self._owed_parts:
+            length, count, ids = self._owed_parts.pop(0)
+            size -= length
+            self.session.answered(count, ids)
+        if self.phase is Phase.CLOSING and not self._owed:
             self._say_goodbye()
 
     def lost(self, error: SpoolError) -> bool:
@@ -251,7 +257,10 @@ class MqttConnection:
         released = self.session.take_released()
         if released and self.session.session_expiry_s:
             self._hub.remember(self, also=())
-            self._owed.append((len(output), clock.monotonic_s(), 0, []))
+            if self._owed and not self._owed_parts:
+                self._owed_parts.append((self._owed, self._owed // PUBACK_BYTES, []))
+            self._owed_parts.append((len(output), 0, []))
+            self._owed += len(output)
             self._hub.spool.answer(self, output)
         elif self.phase is not Phase.CLOSED:
             self.wire.write(output)

@@ -47,12 +47,13 @@ class SpoolLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Committed(msgspec.Struct, frozen=True):
-    """One commit, for observers: how much, and how long the disk took."""
+    """One commit, for observers: how much, how long the disk took, how long the first record waited."""
 
     records: int
     bytes: int
     seconds: float
-    waiters: int
+    waited_s: float
+    tenants: dict[str, int]
 
 
 class Fresh(msgspec.Struct, frozen=True):
@@ -111,7 +112,7 @@ class Spool:
         self._freed_groups = 0
         self._flush_due = False
         self._busy = False
-        self._scheduled = False
+        self.scheduled = False
         self._waiting_for_room: deque[Callable[[], None]] = deque()
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -129,13 +130,13 @@ class Spool:
     def append(self, run: Run, payload_bytes: int) -> int:
         """Add a run to the open group and return its first index; only while `state` is OPEN."""
         first = self.current.append(run, payload_bytes)
-        if not self._scheduled:
+        if not self.scheduled:
             self.schedule()
         return first
 
     def touch(self) -> None:
         """Commit soon: something was added to the open group directly."""
-        if not self._scheduled:
+        if not self.scheduled:
             self.schedule()
 
     def answer(self, waiter: Waiter, reply: bytes) -> None:
@@ -145,7 +146,7 @@ class Spool:
             waiter.durable(reply)
             return
         current.answer(waiter, reply)
-        if not self._scheduled:
+        if not self.scheduled:
             self.schedule()
 
     def store(self, statements: Sequence[Statement]) -> None:
@@ -182,7 +183,8 @@ class Spool:
 
     def schedule(self) -> None:
         """Commit the open group at the end of this turn of the loop, or after the commit under way."""
-        self._scheduled = True
+        self.scheduled = True
+        self.current.opened_s = clock.monotonic_s()
         if not self._busy:
             self._loop.call_soon(self._start)
 
@@ -198,13 +200,13 @@ class Spool:
         self.stored_bytes -= self._freed_bytes
         self.stored_groups -= self._freed_groups
         self._freed_bytes = self._freed_groups = 0
-        if not self._scheduled:
+        if not self.scheduled:
             self.schedule()
 
     def _start(self) -> None:
         if self._busy:
             return
-        self._scheduled = False
+        self.scheduled = False
         opened = self.current
         if not opened:
             return
@@ -241,9 +243,9 @@ class Spool:
         for waiter, reply in job.open.replies.items():
             waiter.durable(reply)
         if job.stored is not None:
-            self._committed(
-                Committed(job.stored.records, len(job.stored.body), seconds, len(job.open.replies))
-            )
+            waited_s = clock.monotonic_s() - job.open.opened_s
+            stored = job.stored
+            self._committed(Committed(stored.records, len(stored.body), seconds, waited_s, stored.tenants))
         if self.state is State.BROKEN:
             self.state = State.OPEN
         self._judge()
@@ -293,7 +295,7 @@ class Spool:
         if self._loose:
             self._flush()
         if self.state is not State.BROKEN:
-            while self._busy or self.current or self._scheduled:  # noqa: ASYNC110  # once, at the end
+            while self._busy or self.current or self.scheduled:  # noqa: ASYNC110  # once, at the end
                 await asyncio.sleep(0.002)
         self._jobs.put(None)
         await asyncio.to_thread(self._writer.join, 5.0)

@@ -116,6 +116,12 @@ class Connect(msgspec.Struct, frozen=True, kw_only=True):
     problem_information: bool
 
 
+def version_of(body: bytes) -> int:
+    """Return the version that a CONNECT asks for, or 0 when it is none that is spoken here."""
+    version = body[6] if body[:6] == b"\0\4MQTT" and len(body) > 6 else 0
+    return version if version in {MQTT_3_1_1, MQTT_5} else 0
+
+
 def read_connect(body: bytes, *, client_id_bytes_max: int, user_properties_max: int) -> Connect:
     """Read the body of a CONNECT (3.1)."""
     name, position = wire.read_binary(body, 0)

@@ -52,7 +52,8 @@ class ServerSession:
 
     The driver reads: `connect` (a CONNECT waits for `accept` or `refuse`), `failure` (the peer broke the
     protocol: answer what was returned, then close), `disconnected` (it said goodbye), `will`, and
-    `received` (QoS 2 packet ids that were published and not yet released).
+    `received` (QoS 2 packet ids that were published and not yet released). `attention` says that there is
+    more to do than to answer publishes; the driver takes it back.
     """
 
     __slots__ = (
@@ -65,6 +66,7 @@ class ServerSession:
         "_tail",
         "_topics",
         "_unanswered",
+        "attention",
         "connect",
         "disconnected",
         "failure",
@@ -92,6 +94,7 @@ class ServerSession:
         self._pending_received: set[int] | None = None
         self.received: set[int] | None = None
         self.open = False
+        self.attention = False
         self.version = 0
         self.connect: Connect | None = None
         self.failure: ProtocolError | None = None
@@ -103,11 +106,6 @@ class ServerSession:
         self.session_expiry_s = 0
         self.peer_packet_bytes_max = wire.VARINT_MAX
         self.problem_information = True
-
-    @property
-    def needs_attention(self) -> bool:
-        """Return whether the driver has anything to do but answer publishes."""
-        return bool(self._output or self.connect or self.failure or self.disconnected)
 
     def feed(self, data: bytes) -> list[Publish]:  # noqa: PLR0915  # hot: one loop on purpose
         """Take what was read and return the publishes in it, in order.
@@ -125,9 +123,9 @@ class ServerSession:
             self._tail = None
         publishes: list[Publish] = []
         if not self.open:
-            data = self._feed_connect(data)
-            if not self.open:
-                return publishes
+            self.attention = True
+            self._feed_connect(data)
+            return publishes
         position = 0
         end = len(data)
         topics = self._topics
@@ -170,6 +168,7 @@ class ServerSession:
                                 append((topic, data[payload + 1 : stop], 1, packet_id))
                                 position = stop
                                 continue
+                self.attention = True
                 if first & 0xF0 == 0x30:
                     publish = self._read_publish(first, data[body:stop])
                     if publish is not None:
@@ -181,6 +180,7 @@ class ServerSession:
                         break
                 position = stop
         except ProtocolError as error:
+            self.attention = True
             self.failure = error
             self.open = False
             position = end
@@ -204,54 +204,57 @@ class ServerSession:
         self._unanswered = 0
         if self.inflight > self._limits.receive_maximum and self.version == MQTT_5 and self.failure is None:
             # MQTT-3.3.4-9
+            self.attention = True
             self.failure = ProtocolError(
                 ReasonCode.RECEIVE_MAXIMUM_EXCEEDED, "more publishes in flight than the receive maximum"
             )
             self.open = False
 
-    def _feed_connect(self, data: bytes) -> bytes:
+    def _feed_connect(self, data: bytes) -> None:
         """Read the CONNECT, and keep what follows it until the verdict."""
         if self.failure is not None or self.disconnected:
-            return b""
+            return
         try:
-            return self._feed_before_open(data)
+            self._feed_before_open(data)
         except ProtocolError as error:
             self.failure = error
-            return b""
 
-    def _feed_before_open(self, data: bytes) -> bytes:
+    def _feed_before_open(self, data: bytes) -> None:
         if self.connect is not None:
             if len(data) > BACKLOG_BYTES_MAX:
                 raise ProtocolError(ReasonCode.QUOTA_EXCEEDED, "too much sent before the CONNACK")
-            self._tail = bytearray(data)
-            self._need = 0
-            return b""
+            self._keep(data, 0)
+            return
         if not data:
-            return b""
+            return
         if data[0] != 0x10:
             if data[0] >> 4 == Packet.CONNECT:
                 raise malformed("CONNECT has wrong flags")
             raise violation("the first packet must be CONNECT")  # MQTT-3.1.0-1
         head = wire.read_varint(data, 1)
         if head is None:
-            self._tail, self._need = bytearray(data), len(data) + 1
-            return b""
+            self._keep(data, len(data) + 1)
+            return
         length, body = head
         if length > self._limits.connect_bytes_max:
             raise ProtocolError(ReasonCode.PACKET_TOO_LARGE, "the CONNECT is too large")
         if len(data) < body + length:
-            self._tail, self._need = bytearray(data), body + length
-            return b""
+            self._keep(data, body + length)
+            return
+        # Known before the fields are: what is wrong with them is said in the words of its version.
+        self.version = packets.version_of(data[body : body + length])
         self.connect = packets.read_connect(
             data[body : body + length],
             client_id_bytes_max=self._limits.client_id_bytes_max,
             user_properties_max=self._limits.user_properties_max,
         )
-        self.version = self.connect.version
-        rest = data[body + length :]
-        if rest:
-            self._tail, self._need = bytearray(rest), 0
-        return b""
+        if len(data) > body + length:
+            self._keep(data[body + length :], 0)
+
+    def _keep(self, data: bytes, need: int) -> None:
+        """Keep what is no whole packet yet, until there are `need` bytes."""
+        self._tail = bytearray(data)
+        self._need = need
 
     def _read_publish(self, first: int, body: bytes) -> Publish | None:
         """Read any PUBLISH (3.3); None for a QoS 2 one that was received before."""
@@ -513,6 +516,8 @@ class ServerSession:
         `answered` with the same publishes when they go out. `text` gives a reason string.
         """
         if reasons is None:
+            if len(publishes) == 1 and publishes[0][2] == 1:
+                return b"@\x02" + publishes[0][3]
             ids = [publish[3] for publish in publishes if publish[2] == 1]
             if len(ids) == len(publishes):
                 return b"@\x02" + b"@\x02".join(ids)
