@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,12 +24,15 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from ingest import clock, counters
+from ingest.counters import Histogram
 from ingest.node_memory import Figures, Gauge, NodeMemory, WorkerState
 from ingest.settings import Settings, split_bind
 from ingest.spool.inspect import ledger
 from ingest.spool.spool import State
+from ingest.spool.store import SpoolError
 
 HEARTBEAT_MAX_S: Final = 5.0
+SHUTDOWN_S: Final = 1.0
 GAUGE_HELP: Final = {
     Gauge.LOOP_LAG_S: ("worker_loop_lag_seconds", "How late the event loop is, smoothed."),
     Gauge.CONNECTIONS: ("connections", "Open connections."),
@@ -71,12 +75,10 @@ class Collector:
                 f"headworks_{family.name}", family.help, labels=[family.label] if family.label else []
             )
             for value in family.values:
-                count: float = sums[counters.offset(family.name, value)]
-                if family.name.endswith("_seconds_total"):
-                    count /= 1e6
+                count = sums[counters.offset(family.name, value)]
                 metric.add_metric([value] if family.label else [], count)
             yield metric
-        yield _acknowledgements(sums)
+        yield from (_histogram(each, sums) for each in counters.HISTOGRAMS)
         yield from self._tenants(sums)
         for gauge, (name, text) in GAUGE_HELP.items():
             of_gauge = GaugeMetricFamily(f"headworks_{name}", text, labels=["worker"])
@@ -106,25 +108,15 @@ class Collector:
 
 
 def _tenant_fields(sums: list[int], index: int) -> dict[str, int]:
-    start = counters.GLOBAL_COUNTERS + index * counters.TENANT_STRIDE
+    start = counters.tenant_start(index)
     return dict(zip(counters.TENANT_FIELDS, sums[start : start + counters.TENANT_STRIDE], strict=True))
 
 
-def _acknowledgements(sums: list[int]) -> HistogramMetricFamily:
-    counts = sums[counters.ACK_START : counters.GLOBAL_COUNTERS]
-    buckets: list[tuple[str, float]] = []
-    seen = 0
-    total_s = 0.0
-    for bound, count in zip(counters.ACK_BUCKETS_S, counts, strict=False):
-        seen += count
-        total_s += count * bound
-        buckets.append((f"{bound:.6g}", seen))
-    buckets.append(("+Inf", seen + counts[-1]))
-    metric = HistogramMetricFamily(
-        "headworks_acknowledge_seconds",
-        "From the read of a publish to its acknowledgement; the sum is of bucket bounds.",
-    )
-    metric.add_metric([], buckets, sum_value=total_s)
+def _histogram(histogram: Histogram, sums: list[int]) -> HistogramMetricFamily:
+    seen = accumulate(histogram.buckets(sums))
+    bounds = [*(f"{bound:.6g}" for bound in histogram.bounds), "+Inf"]
+    metric = HistogramMetricFamily(f"headworks_{histogram.name}", histogram.help)
+    metric.add_metric([], list(zip(bounds, seen, strict=True)), sum_value=histogram.total(sums))
     return metric
 
 
@@ -144,7 +136,7 @@ class Admin:
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/status", self._status)
-        runner = web.AppRunner(app, access_log=None)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
         await runner.setup()
         host, port = split_bind(self._settings.admin.bind)
         site = web.TCPSite(runner, host, port)
@@ -197,12 +189,11 @@ class Admin:
         del request
         figures = self._workers()
         sums = [sum(column) for column in zip(*(each.counters for each in figures), strict=True)]
-        acknowledgements = sums[counters.ACK_START : counters.GLOBAL_COUNTERS]
-        booked = await asyncio.to_thread(ledger, Path(self._settings.node.data_dir))
+        not_ready = self._not_ready()
         body = {
             "node": self._settings.node.name,
-            "ready": not self._not_ready(),
-            "not_ready": self._not_ready(),
+            "ready": not not_ready,
+            "not_ready": not_ready,
             "workers": [
                 {
                     "worker": index,
@@ -223,16 +214,24 @@ class Admin:
                 if sums[counters.offset("messages_refused_total", reason)]
             },
             "spool_bytes": int(sum(worker.gauges[Gauge.SPOOL_BYTES] for worker in figures)),
-            "acknowledge_p50_s": counters.quantile(acknowledgements, 0.5),
-            "acknowledge_p99_s": counters.quantile(acknowledgements, 0.99),
+            "acknowledge_p50_s": counters.ACKNOWLEDGE_S.quantile(sums, 0.5),
+            "acknowledge_p99_s": counters.ACKNOWLEDGE_S.quantile(sums, 0.99),
             "tenants": {
                 tenant: _tenant_fields(sums, index)
                 for index, tenant in self._memory.tenant_names().items()
                 if any(_tenant_fields(sums, index).values())
             },
-            "ledger": {tenant: msgspec.to_builtins(entry) for tenant, entry in booked.items()},
+            **await self._booked(),
         }
         return _json(body, 200)
+
+    async def _booked(self) -> dict[str, Any]:
+        """Return what the spools have booked, or why they cannot be read."""
+        try:
+            booked = await asyncio.to_thread(ledger, Path(self._settings.node.data_dir))
+        except SpoolError as error:
+            return {"ledger": {}, "ledger_error": str(error)}
+        return {"ledger": {tenant: msgspec.to_builtins(entry) for tenant, entry in booked.items()}}
 
 
 def _json(body: dict[str, Any], status: int) -> web.Response:

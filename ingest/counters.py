@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -102,10 +102,7 @@ COUNTERS: Final = (
         "protocol",
         _values(Protocol),
     ),
-    Family("spool_commits_total", "Group commits."),
-    Family("spool_commit_bytes_total", "Bytes of committed groups."),
     Family("spool_commit_failures_total", "Commits that the disk refused; each is tried again."),
-    Family("spool_commit_seconds_total", "Microseconds spent in commits, as seconds."),
     Family("tls_reloads_total", "Reloads of certificates, by result.", "result", ("ok", "failed")),
     Family("sessions_taken_over_total", "MQTT sessions taken over by a new connection."),
     Family(
@@ -114,22 +111,92 @@ COUNTERS: Final = (
     Family("sink_records_refused_total", "Records that the service refused and that were sent again."),
     Family("worker_starts_total", "Starts of this worker."),
 )
-ACK_BUCKETS_S: Final = tuple(0.0001 * 2 ** (step / 2) for step in range(36))
-"""Upper bounds of the acknowledgement histogram, from 0.1 ms to about 18 s."""
 
-_OFFSETS: Final[dict[tuple[str, str], int]] = {}
-_next = 0
-for _family in COUNTERS:
-    for _value in _family.values:
-        _OFFSETS[_family.name, _value] = _next
-        _next += 1
-ACK_START: Final = _next
-GLOBAL_COUNTERS: Final = _next + len(ACK_BUCKETS_S) + 1
+
+class Histogram:
+    """Where observations stand in a block: a counter a bucket, then the sum in parts of `unit`.
+
+    Bucket `i` counts what is at most `bounds[i]` and above the bound before; the last has no bound.
+    """
+
+    __slots__ = ("bounds", "end", "help", "name", "start", "unit")
+
+    def __init__(self, name: str, text: str, *, bounds: tuple[float, ...], unit: float, start: int) -> None:
+        self.name = name
+        self.help = text
+        self.bounds = bounds
+        self.unit = unit
+        self.start = start
+        self.end = start + len(bounds) + 2
+
+    def observe(self, block: memoryview[int], value: float, count: int = 1) -> None:
+        """Count `count` observations of `value`. Hot: once a commit and connection."""
+        block[self.start + bisect.bisect_left(self.bounds, value)] += count
+        block[self.end - 1] += int(value / self.unit) * count
+
+    def buckets(self, block: Sequence[int]) -> Sequence[int]:
+        """Return the number of observations in each bucket."""
+        return block[self.start : self.end - 1]
+
+    def total(self, block: Sequence[int]) -> float:
+        """Return the sum of all observations."""
+        return block[self.end - 1] * self.unit
+
+    def quantile(self, block: Sequence[int], share: float) -> float | None:
+        """Return what `share` of the observations are below, estimated within a bucket; None without any."""
+        counts = self.buckets(block)
+        rank = sum(counts) * share
+        if not rank:
+            return None
+        below, lower = 0, 0.0
+        for bound, count in zip(self.bounds, counts, strict=False):
+            if below + count >= rank:
+                return lower + (bound - lower) * (rank - below) / count
+            below, lower = below + count, bound
+        return lower
+
+
+def _doubling(first: float, steps: int, *, every: int = 1) -> tuple[float, ...]:
+    return tuple(first * 2 ** (step / every) for step in range(steps))
+
+
+def _layout(families: Iterable[Family]) -> dict[tuple[str, str], int]:
+    labels = ((family.name, value) for family in families for value in family.values)
+    return {label: position for position, label in enumerate(labels)}
+
+
+_OFFSETS: Final = _layout(COUNTERS)
+ACKNOWLEDGE_S: Final = Histogram(
+    "acknowledge_seconds",
+    "From the read of a publish to its acknowledgement, which is after the fsync.",
+    bounds=_doubling(0.0001, 36, every=2),
+    unit=1e-6,
+    start=len(_OFFSETS),
+)
+COMMIT_S: Final = Histogram(
+    "spool_commit_seconds",
+    "How long a group commit took, fsync included.",
+    bounds=_doubling(0.0001, 18),
+    unit=1e-6,
+    start=ACKNOWLEDGE_S.end,
+)
+COMMIT_BYTES: Final = Histogram(
+    "spool_commit_bytes",
+    "How large a committed group was.",
+    bounds=_doubling(256, 17),
+    unit=1,
+    start=COMMIT_S.end,
+)
+HISTOGRAMS: Final = (ACKNOWLEDGE_S, COMMIT_S, COMMIT_BYTES)
+GLOBAL_COUNTERS: Final = COMMIT_BYTES.end
+"""Where the first tenant's counters start; each has `TENANT_STRIDE`."""
 
 ACCEPTED: Final = _OFFSETS["messages_accepted_total", ""]
 DELIVERED: Final = _OFFSETS["records_delivered_total", ""]
 TENANT_FIELDS: Final = ("accepted", "delivered", "dead_lettered", *REFUSED_VALUES)
-TENANT_REFUSED_START: Final = 3
+TENANT_ACCEPTED: Final = TENANT_FIELDS.index("accepted")
+TENANT_DELIVERED: Final = TENANT_FIELDS.index("delivered")
+TENANT_DEAD_LETTERED: Final = TENANT_FIELDS.index("dead_lettered")
 TENANT_STRIDE: Final = len(TENANT_FIELDS)
 
 
@@ -138,27 +205,14 @@ def offset(name: str, value: str = "") -> int:
     return _OFFSETS[name, value]
 
 
+def tenant_start(tenant_index: int) -> int:
+    """Return where the counters of a tenant start in a block, in the order of `TENANT_FIELDS`."""
+    return GLOBAL_COUNTERS + tenant_index * TENANT_STRIDE
+
+
 REFUSED: Final[dict[Outcome, int]] = {
     outcome: offset("messages_refused_total", outcome.name.lower()) for outcome in REFUSALS
 }
 TENANT_REFUSED: Final[dict[Outcome, int]] = {
-    outcome: TENANT_REFUSED_START + position for position, outcome in enumerate(REFUSALS)
+    outcome: TENANT_FIELDS.index(outcome.name.lower()) for outcome in REFUSALS
 }
-
-
-def ack_bucket(seconds: float) -> int:
-    """Return where an acknowledgement that took `seconds` is counted."""
-    return ACK_START + bisect.bisect_left(ACK_BUCKETS_S, seconds)
-
-
-def quantile(counts: Sequence[int], share: float) -> float | None:
-    """Return the upper bound in seconds of the bucket in which `share` of the observations is reached."""
-    total = sum(counts)
-    if not total:
-        return None
-    seen = 0
-    for bucket, count in enumerate(counts):
-        seen += count
-        if seen >= total * share:
-            return ACK_BUCKETS_S[min(bucket, len(ACK_BUCKETS_S) - 1)]
-    return ACK_BUCKETS_S[-1]

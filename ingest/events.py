@@ -13,15 +13,15 @@ from ingest.counters import Closing, ConnectRefusal, HandshakeFailure, Protocol
 from ingest.outcome import Outcome
 
 LOGGED_PER_S: Final = 10
-COMMITS: Final = counters.offset("spool_commits_total")
-COMMIT_BYTES: Final = counters.offset("spool_commit_bytes_total")
-COMMIT_SECONDS: Final = counters.offset("spool_commit_seconds_total")
+FIRST_ACCEPTED: Final = counters.tenant_start(0) + counters.TENANT_ACCEPTED
+TEXT_MAX: Final = 200
+"""Characters of one field: some of it comes from peers."""
 
 
 class Events:
     """Counts into one worker's block and writes to its log."""
 
-    def __init__(self, block: memoryview, log: Any) -> None:
+    def __init__(self, block: memoryview[int], log: Any) -> None:
         self._block = block
         self._log = log
         self._logged: dict[str, tuple[int, int]] = {}
@@ -39,42 +39,40 @@ class Events:
             since, said = second, 0
         self._logged[event] = (since, said + 1)
         if said < LOGGED_PER_S:
-            getattr(self._log, level)(event, **fields)
+            getattr(self._log, level)(event, **{name: _plain(value) for name, value in fields.items()})
 
     def publishes(self, tenant_index: int, accepted: int) -> None:
         """Count messages of one read that were accepted. Hot."""
         block = self._block
         block[counters.ACCEPTED] += accepted
-        block[counters.GLOBAL_COUNTERS + tenant_index * counters.TENANT_STRIDE] += accepted
+        block[FIRST_ACCEPTED + tenant_index * counters.TENANT_STRIDE] += accepted
 
     def publish_refused(self, outcome: Outcome, count: int, tenant_index: int) -> None:
         """Count messages that were refused for one reason."""
         block = self._block
         block[counters.REFUSED[outcome]] += count
-        start = counters.GLOBAL_COUNTERS + tenant_index * counters.TENANT_STRIDE
-        block[start + counters.TENANT_REFUSED[outcome]] += count
+        block[counters.tenant_start(tenant_index) + counters.TENANT_REFUSED[outcome]] += count
 
     def delivered(self, tenants: dict[int, int]) -> None:
         """Count records that the sink has taken, by tenant index."""
         for index, records in tenants.items():
             self._block[counters.DELIVERED] += records
-            self._block[counters.GLOBAL_COUNTERS + index * counters.TENANT_STRIDE + 1] += records
+            self._block[counters.tenant_start(index) + counters.TENANT_DELIVERED] += records
 
     def dead_lettered(self, tenant_index: int, reason: str) -> None:
         """Count an accepted record that went to the dead letters."""
         self._count("records_dead_lettered_total")
-        self._block[counters.GLOBAL_COUNTERS + tenant_index * counters.TENANT_STRIDE + 2] += 1
+        self._block[counters.tenant_start(tenant_index) + counters.TENANT_DEAD_LETTERED] += 1
         self._say("warning", "dead_lettered", reason=reason)
 
     def committed(self, size: int, seconds: float) -> None:
         """Count a group commit."""
-        self._block[COMMITS] += 1
-        self._block[COMMIT_BYTES] += size
-        self._block[COMMIT_SECONDS] += int(seconds * 1e6)
+        counters.COMMIT_BYTES.observe(self._block, size)
+        counters.COMMIT_S.observe(self._block, seconds)
 
     def acknowledged(self, seconds: float, count: int) -> None:
         """Count acknowledgements that left `seconds` after their messages were read."""
-        self._block[counters.ack_bucket(seconds)] += count
+        counters.ACKNOWLEDGE_S.observe(self._block, seconds, count)
 
     def commit_failed(self, error: str) -> None:
         """Note that the disk refuses."""
@@ -141,3 +139,12 @@ class Events:
     def unexpected(self, where: str, error: BaseException) -> None:
         """Note an error that should not have been possible."""
         self._log.error("unexpected", where=where, exc_info=error)
+
+
+def _plain(value: object) -> object:
+    """Return text in one line, of printable characters, and not too long."""
+    if not isinstance(value, str):
+        return value
+    if len(value) > TEXT_MAX:
+        value = f"{value[:TEXT_MAX]}…"
+    return value if value.isprintable() else value.encode("unicode_escape").decode()

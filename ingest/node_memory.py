@@ -7,6 +7,7 @@ its own blocks only; tables that all write are guarded by byte-range locks (`rou
 from __future__ import annotations
 
 import enum
+import errno
 import fcntl
 import mmap
 import os
@@ -17,14 +18,19 @@ from typing import Final
 
 import msgspec
 
-from ingest import counters
+from ingest import clock, counters
 from routing.limits.allowance import row_bytes, row_expired
 from routing.limits.shared_table import STRIPES, LocalTable, SharedTable, Table
 
 TENANT_NAME_BYTES: Final = 136
+TENANT_NAME_BYTES_MAX: Final = TENANT_NAME_BYTES - 2
 SESSION_VALUE: Final = struct.Struct("<IId")
 """Worker, epoch of that worker, Unix time at which the session ends (0: while connected)."""
 IDEMPOTENCY_BYTES: Final = 64
+IDEMPOTENCY_ENDS_S: Final = struct.Struct("<56xd")
+"""A record of a key ends with the Unix time after which it means nothing."""
+MESSAGE_BYTES_MAX: Final = 200_000
+"""Of one worker to another; the largest is the packet ids of a session."""
 WORKERS_MAX: Final = 256
 OTHER_TENANTS: Final = 0
 """The tenant index of all tenants beyond `tenants_max`."""
@@ -50,6 +56,20 @@ class Gauge(enum.IntEnum):
     TLS_NOT_AFTER_S = 14
     TLS_CRL_NEXT_UPDATE_S = 15
     TLS_RELOAD_FAILED = 16
+
+
+GONE_WITH_THE_PROCESS: Final = (
+    Gauge.PID,
+    Gauge.STATE,
+    Gauge.HEARTBEAT_S,
+    Gauge.LOOP_LAG_S,
+    Gauge.CONNECTIONS,
+    Gauge.SINK_READY,
+    Gauge.SINK_PENDING_RECORDS,
+    Gauge.SINK_PENDING_BYTES,
+    Gauge.SINK_OPEN_CIRCUITS,
+)
+"""What is no longer true of a worker that died; its spool and its certificates are as it left them."""
 
 
 class WorkerState(enum.IntEnum):
@@ -79,7 +99,8 @@ class Figures(msgspec.Struct, frozen=True):
 
 
 def _idempotency_expired(value: bytes) -> bool:
-    return value[:1] == b"\0"
+    (ends_s,) = IDEMPOTENCY_ENDS_S.unpack(value)
+    return bool(ends_s < clock.unix_s())
 
 
 class NodeMemory:
@@ -136,12 +157,15 @@ class NodeMemory:
         for receiver, sender in self.mailboxes:
             receiver.setblocking(False)
             sender.setblocking(False)
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE_BYTES_MAX)
 
     def _session_expired(self, value: bytes) -> bool:
         worker, epoch, ends_s = SESSION_VALUE.unpack(value)
-        return bool(ends_s == 0.0) and self.gauges(worker)[Gauge.EPOCH] != epoch
+        if ends_s:
+            return bool(ends_s < clock.unix_s())
+        return bool(self.gauges(worker)[Gauge.EPOCH] != epoch)
 
-    def counters(self, worker: int) -> memoryview:
+    def counters(self, worker: int) -> memoryview[int]:
         """Return the counters of a worker, to write or to read."""
         size = 8 * self._counters
         return self._view[size * worker : size * (worker + 1)].cast("q")
@@ -152,44 +176,54 @@ class NodeMemory:
         start = self._gauge_start + size * worker
         return self._view[start : start + size].cast("d")
 
+    def worker_gone(self, worker: int) -> None:
+        """Take back what a worker that died said of itself."""
+        gauges = self.gauges(worker)
+        for gauge in GONE_WITH_THE_PROCESS:
+            gauges[gauge] = 0.0
+
     def tenant_index(self, tenant: str) -> int:
         """Return where the counters of `tenant` stand; the same in every worker."""
         index = self._names.get(tenant)
-        if index is None:
-            if len(self._names) >= self.limits.tenants_max:
-                return OTHER_TENANTS
-            index = self._names[tenant] = self._find_tenant(tenant.encode())
-        return index
-
-    def _find_tenant(self, name: bytes) -> int:
-        """Look a tenant up in the directory, and enter it if it is new."""
-        if len(name) > TENANT_NAME_BYTES - 2:
+        if index is not None:
+            return index
+        if len(self._names) + 1 >= self.limits.tenants_max:
             return OTHER_TENANTS
-        entry = len(name).to_bytes(2, "little") + name
+        name = tenant.encode()
+        if len(name) > TENANT_NAME_BYTES_MAX:
+            return OTHER_TENANTS
         fcntl.lockf(self._lock_fd, fcntl.LOCK_EX, 1, 0)
         try:
-            for index in range(1, self.limits.tenants_max):
-                start = self._name_start + index * TENANT_NAME_BYTES
-                if not any(self._view[start : start + 2]):
-                    self._view[start + 2 : start + len(entry)] = name
-                    self._view[start : start + 2] = entry[:2]
-                    return index
-                if self._view[start : start + len(entry)].tobytes() == entry:
-                    return index
+            self._read_names()
+            index = self._names.get(tenant)
+            return self._enter_name(tenant, name) if index is None else index
         finally:
             fcntl.lockf(self._lock_fd, fcntl.LOCK_UN, 1, 0)
-        return OTHER_TENANTS
 
-    def tenant_names(self) -> dict[int, str]:
-        """Return the tenants that have counters."""
-        names = {OTHER_TENANTS: "(other)"}
-        for index in range(1, self.limits.tenants_max):
+    def _read_names(self) -> None:
+        """Take in what the directory has more than this process knows; entries are only ever added."""
+        for index in range(len(self._names) + 1, self.limits.tenants_max):
             start = self._name_start + index * TENANT_NAME_BYTES
             length = int.from_bytes(self._view[start : start + 2], "little")
             if not length:
-                break
-            names[index] = bytes(self._view[start + 2 : start + 2 + length]).decode()
-        return names
+                return
+            self._names[str(self._view[start + 2 : start + 2 + length], "utf-8")] = index
+
+    def _enter_name(self, tenant: str, name: bytes) -> int:
+        index = len(self._names) + 1
+        if index >= self.limits.tenants_max:
+            return OTHER_TENANTS
+        start = self._name_start + index * TENANT_NAME_BYTES
+        self._view[start + 2 : start + 2 + len(name)] = name
+        # The length is what makes it an entry: a process killed before here has entered nothing.
+        self._view[start : start + 2] = len(name).to_bytes(2, "little")
+        self._names[tenant] = index
+        return index
+
+    def tenant_names(self) -> dict[int, str]:
+        """Return the tenants that have counters, by index; all beyond `tenants_max` are "(other)"."""
+        self._read_names()
+        return {OTHER_TENANTS: "(other)"} | {index: name for name, index in self._names.items()}
 
     def figures(self, worker: int) -> Figures:
         """Return a copy of what a worker has counted."""
@@ -197,9 +231,13 @@ class NodeMemory:
         return Figures(self.counters(worker).tolist(), gauges)
 
     def post(self, worker: int, message: bytes) -> bool:
-        """Put a message into the mailbox of `worker`; False when that is full."""
+        """Put a message into the mailbox of `worker`; False when that is full, or the message too long."""
+        if len(message) > MESSAGE_BYTES_MAX:
+            return False
         try:
             self.mailboxes[worker][1].send(message)
-        except BlockingIOError:
+        except OSError as error:
+            if error.errno not in {errno.EAGAIN, errno.EMSGSIZE, errno.ENOBUFS}:
+                raise
             return False
         return True
