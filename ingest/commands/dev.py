@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import signal
 from pathlib import Path
 from typing import Annotated, Self
@@ -11,6 +13,7 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.live import Live
+from rich.panel import Panel
 
 from ingest import clock
 from ingest.commands.common import JsonOption, fail
@@ -55,7 +58,8 @@ class _Run:
         self._duration_s = duration_s
         self._picture = picture
         self._as_json = as_json
-        self._console = Console(record=picture is not None, stderr=as_json)
+        self._console = Console(stderr=as_json)
+        self._last: Panel | None = None
         self._tally = Tally()
         self._over = asyncio.Event()
 
@@ -89,7 +93,9 @@ class _Run:
         else:
             self._console.print(shown)
         if self._picture is not None:
-            self._console.save_svg(str(self._picture), title="make run")
+            paper = Console(record=True, width=100, file=io.StringIO())
+            paper.print(*([self._last] if self._last is not None else []), shown, sep="\n")
+            paper.save_svg(str(self._picture), title="make run")
         return 0 if right and code == 0 else 1
 
     async def _watch(self, node: DevNode) -> None:
@@ -99,19 +105,17 @@ class _Run:
         live = self._console.is_terminal and not self._as_json
         with Live(console=self._console, auto_refresh=False, transient=False) if live else _Nothing() as view:
             while not self._over.is_set():
-                try:
+                with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(PAINT_S if live else PRINT_S):
                         await self._over.wait()
-                except TimeoutError:
-                    pass
                 status = await node.status()
                 now_s = clock.monotonic_s()
                 count = float((status or {}).get("accepted", accepted))
                 rate, elapsed_s = (count - accepted) / (now_s - last_s), now_s - began_s
                 accepted, last_s = count, now_s
+                self._last = screen.live(status, self._tally, accepted_per_s=rate, elapsed_s=elapsed_s)
                 if isinstance(view, Live):
-                    table = screen.live(status, self._tally, accepted_per_s=rate, elapsed_s=elapsed_s)
-                    view.update(table, refresh=True)
+                    view.update(self._last, refresh=True)
                 else:
                     text = screen.line(status, self._tally, accepted_per_s=rate, elapsed_s=elapsed_s)
                     self._console.print(text, highlight=False, soft_wrap=True)

@@ -42,18 +42,19 @@ def kinesis_local(folder: Path) -> Iterator[int]:
     environment = {
         "KINESIS_MOCK_PLAIN_PORT": str(port),
         "KINESIS_MOCK_TLS_PORT": str(free_port()),
-        "KINESIS_MOCK_CERT_PASSWORD": "",
         "LOG_LEVEL": "ERROR",
     }
-    with _running([node, str(script)], folder, environment):
+    with _running([node, str(script)], folder, environment, cwd=script.parent):
         yield port
 
 
 @contextlib.contextmanager
-def _running(command: list[str], folder: Path, environment: dict[str, str]) -> Iterator[None]:
+def _running(
+    command: list[str], folder: Path, environment: dict[str, str], cwd: Path = ROOT
+) -> Iterator[None]:
     with (folder / "kinesis.log").open("ab") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=log, env={**os.environ, **environment}, cwd=ROOT
+            command, stdout=log, stderr=log, env={**os.environ, **environment}, cwd=cwd
         )
     try:
         yield

@@ -1,0 +1,62 @@
+"""The docs name what the program has; links lead somewhere; decisions have their four parts."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from ingest import counters
+from ingest.outcome import REFUSALS
+from ingest.settings import Listener, Plan, Settings, Stream
+
+ROOT = Path(__file__).parents[1]
+DOCS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def settings_fields() -> list[str]:
+    structs = [
+        field.type
+        for field in msgspec.structs.fields(Settings)
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct)
+    ]
+    return sorted(
+        {
+            field.name
+            for struct in [*structs, Listener, Plan, Stream]
+            for field in msgspec.structs.fields(struct)
+        }
+    )
+
+
+@pytest.mark.parametrize("name", settings_fields())
+def test_every_setting_is_in_the_docs(name: str) -> None:
+    text = (ROOT / "docs/guides/settings.md").read_text()
+    assert re.search(rf"^(# required: )?{name} = ", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("family", counters.COUNTERS, ids=lambda family: family.name)
+def test_every_counter_is_in_the_docs(family: counters.Family) -> None:
+    assert f"headworks_{family.name}" in (ROOT / "docs/guides/metrics.md").read_text()
+
+
+@pytest.mark.parametrize("outcome", REFUSALS, ids=lambda outcome: outcome.name)
+def test_every_refusal_is_in_the_docs(outcome: object) -> None:
+    assert f"`{outcome.name.lower()}`" in (ROOT / "docs/guides/operating.md").read_text()
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/decisions").glob("*.md")), ids=lambda page: page.name)
+def test_a_decision_has_its_four_parts(page: Path) -> None:
+    text = page.read_text()
+    assert re.match(rf"# {page.name[:4]}: ", text)
+    for part in ("Context", "Decision", "Consequences", "What would change our mind"):
+        assert f"**{part}.**" in text
