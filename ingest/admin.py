@@ -129,14 +129,18 @@ class Admin:
         self._registry = CollectorRegistry()
         self._registry.register(Collector(memory))
 
-    async def run(self) -> int:
-        """Serve until SIGTERM."""
+    def application(self) -> web.Application:
+        """Return what is served."""
         app = web.Application()
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/status", self._status)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+        return app
+
+    async def run(self) -> int:
+        """Serve until SIGTERM."""
+        runner = web.AppRunner(self.application(), access_log=None, shutdown_timeout=SHUTDOWN_S)
         await runner.setup()
         host, port = split_bind(self._settings.admin.bind)
         site = web.TCPSite(runner, host, port)

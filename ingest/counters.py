@@ -168,7 +168,7 @@ def _layout(families: Iterable[Family]) -> dict[tuple[str, str], int]:
 _OFFSETS: Final = _layout(COUNTERS)
 ACKNOWLEDGE_S: Final = Histogram(
     "acknowledge_seconds",
-    "From the read of a publish to its acknowledgement, which is after the fsync.",
+    "From the first read of a group to its acknowledgement, after the fsync: at most this long.",
     bounds=_doubling(0.0001, 36, every=2),
     unit=1e-6,
     start=len(_OFFSETS),
