@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from ingest import counters
-from ingest.outcome import REFUSALS
+from ingest.outcome import REFUSALS, Outcome
 from ingest.settings import Listener, Plan, Settings, Stream
 
 ROOT = Path(__file__).parents[1]
@@ -17,7 +17,7 @@ DOCS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob
 
 
 def settings_fields() -> list[str]:
-    structs = [
+    structs: list[type[msgspec.Struct]] = [
         field.type
         for field in msgspec.structs.fields(Settings)
         if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct)
@@ -42,8 +42,8 @@ def test_every_counter_is_in_the_docs(family: counters.Family) -> None:
     assert f"headworks_{family.name}" in (ROOT / "docs/guides/metrics.md").read_text()
 
 
-@pytest.mark.parametrize("outcome", REFUSALS, ids=lambda outcome: outcome.name)
-def test_every_refusal_is_in_the_docs(outcome: object) -> None:
+@pytest.mark.parametrize("outcome", REFUSALS, ids=str)
+def test_every_refusal_is_in_the_docs(outcome: Outcome) -> None:
     assert f"`{outcome.name.lower()}`" in (ROOT / "docs/guides/operating.md").read_text()
 
 
