@@ -301,6 +301,9 @@ class HttpListener:
         return parts[3], parts[5], parts[7]
 
     async def _body(self, request: web.BaseRequest) -> bytes:
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
         try:
             async with asyncio.timeout(self.settings.request_deadline_s):
                 body = await request.read()

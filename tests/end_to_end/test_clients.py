@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 import shutil
@@ -40,9 +41,10 @@ def found(node: Gateway, stream: str, count: int, deadline_s: float = 5.0) -> li
     rows: list[tuple[str, str, str]] = []
     while time.monotonic() < until:
         connection = sqlite3.connect(node.data_dir / "local.db")
-        rows = connection.execute(
-            "SELECT tenant, device, payload FROM telemetry WHERE stream = ? ORDER BY rowid", (stream,)
-        ).fetchall()
+        with contextlib.suppress(sqlite3.OperationalError):  # nothing was delivered yet, so no table
+            rows = connection.execute(
+                "SELECT tenant, device, payload FROM telemetry WHERE stream = ? ORDER BY rowid", (stream,)
+            ).fetchall()
         connection.close()
         if len(rows) >= count:
             break

@@ -57,7 +57,7 @@ def good(folder: Path, port: int | None = None) -> str:
 def test_an_unknown_setting_is_named_with_its_line_and_its_neighbour(tmp_path: Path) -> None:
     code, text = serve(written(tmp_path, good(tmp_path) + "[spool]\nbytes_maximum = 3\n"))
     assert code == 2
-    assert "headworks.toml:11: spool.bytes_maximum: unknown setting; did you mean bytes_max?" in text
+    assert "headworks.toml:12: spool.bytes_maximum: unknown setting; did you mean bytes_max?" in text
     assert "Traceback" not in text
 
 

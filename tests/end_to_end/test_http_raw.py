@@ -1,0 +1,137 @@
+"""HTTP and MQTT as nobody should speak them: raw sockets, each refused by name, and nothing taken."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+
+import pytest
+
+from tests.end_to_end.test_clients import found, new_stream, telemetry
+from tests.support.gateway import Gateway
+
+pytestmark = pytest.mark.end_to_end
+BODY = json.dumps(telemetry()).encode()
+
+
+def said(port: int, data: bytes, *, half_close: bool = False, deadline_s: float = 5.0) -> bytes:
+    """Send `data` and return all that the server says until it closes or is silent."""
+    with socket.create_connection(("127.0.0.1", port), deadline_s) as sock:
+        sock.sendall(data)
+        if half_close:
+            sock.shutdown(socket.SHUT_WR)
+        sock.settimeout(1.0)
+        answer = b""
+        try:
+            while chunk := sock.recv(65_536):
+                answer += chunk
+        except (TimeoutError, ConnectionResetError):
+            pass
+        return answer
+
+
+def request(stream: str, headers: str = "", body: bytes = BODY, length: int | None = None) -> bytes:
+    size = len(body) if length is None else length
+    head = f"POST /v1/tenants/acme/devices/raw/telemetry/{stream} HTTP/1.1\r\nHost: x\r\n"
+    return f"{head}Content-Type: application/json\r\nContent-Length: {size}\r\n{headers}\r\n".encode() + body
+
+
+def status_of(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"nonsense\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(50) + b"\r\n\r\n",
+        b"POST /v1/telemetry/s HTTP/1.1\r\nHost: x\r\nContent-Length: abc\r\n\r\n",
+        b"POST /v1/telemetry/s HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 40_000 + b"\r\n\r\n",
+        b"GET /" + b"y" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /v1/telemetry/s HTTP/1.1\r\nHost: x\r\n"
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ],
+    ids=["nonsense", "TLS", "bad length", "large header", "large path", "two lengths"],
+)
+def test_what_is_not_http_is_a_problem_of_400(node: Gateway, data: bytes) -> None:
+    before = node.metric('headworks_protocol_errors_total{protocol="http"}')
+    answer = said(node.http, data)
+    assert status_of(answer) in {400, 413, 414, 431}
+    assert b"application/problem+json" in answer
+    assert node.metric('headworks_protocol_errors_total{protocol="http"}') == before + 1
+
+
+def test_a_body_that_ends_early_is_not_taken(node: Gateway) -> None:
+    stream = new_stream()
+    said(node.http, request(stream, length=len(BODY) + 10), half_close=True)
+    found(node, stream, 0, 0.5)
+
+
+def test_chunks_that_are_garbage_are_not_taken(node: Gateway) -> None:
+    stream = new_stream()
+    head = f"POST /v1/tenants/acme/devices/raw/telemetry/{stream} HTTP/1.1\r\nHost: x\r\n"
+    said(node.http, f"{head}Transfer-Encoding: chunked\r\n\r\nzz\r\n".encode() + BODY)
+    found(node, stream, 0, 0.5)
+
+
+def test_requests_may_be_pipelined(node: Gateway) -> None:
+    stream = new_stream()
+    answer = said(node.http, request(stream) * 3)
+    assert answer.count(b"HTTP/1.1 202") == 3
+    found(node, stream, 3)
+
+
+def test_a_client_may_ask_before_it_sends_its_body(node: Gateway) -> None:
+    stream = new_stream()
+    with socket.create_connection(("127.0.0.1", node.http), 5) as sock:
+        sock.sendall(request(stream, "Expect: 100-continue\r\n", b"", len(BODY)))
+        assert sock.recv(100).startswith(b"HTTP/1.1 100")
+        sock.sendall(BODY)
+        assert b" 202 " in sock.recv(1000)
+    found(node, stream, 1)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/telemetry/s", 405),
+        ("GET", "/", 404),
+        ("POST", "/v2/telemetry/s", 404),
+        ("POST", "/v1/tenants/acme/devices/d", 404),
+        ("POST", "/v1/tenants/acme/devices/a%2Bb/telemetry/s", 404),
+        ("GET", "/v1/stream", 426),
+        ("GET", "/mqtt", 426),
+    ],
+)
+def test_a_wrong_method_or_path_is_a_problem(node: Gateway, method: str, path: str, status: int) -> None:
+    data = f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n".encode() + BODY
+    answer = said(node.http, data)
+    assert status_of(answer) == status
+    assert b"application/problem+json" in answer
+
+
+def test_mqtt_that_is_none_is_closed_and_counted(node: Gateway) -> None:
+    before = node.metric('headworks_protocol_errors_total{protocol="mqtt"}')
+    assert said(node.mqtt, b"GET / HTTP/1.1\r\n\r\n") == b""
+    assert node.metric('headworks_protocol_errors_total{protocol="mqtt"}') == before + 1
+
+
+def test_mqtt_5_hears_why_it_is_disconnected(node: Gateway) -> None:
+    connect = b"\x10\x0f\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x02xy"
+    answer = said(node.mqtt, connect + b"\x32\x04\x00\x00\x00\x01")
+    assert b"\xe0" in answer
+    assert b"the topic is empty" in answer or b"\x81" in answer
+
+
+def test_a_client_that_falls_silent_is_disconnected_after_one_and_a_half_keep_alives(node: Gateway) -> None:
+    connect = b"\x10\x0f\x00\x04MQTT\x05\x02\x00\x01\x00\x00\x02ka"
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", node.mqtt), 5) as sock:
+        sock.sendall(connect)
+        sock.settimeout(8)
+        answer = b""
+        while chunk := sock.recv(1000):
+            answer += chunk
+    assert 1.4 < time.monotonic() - began < 5
+    assert b"\x8d" in answer
