@@ -49,8 +49,7 @@ def status_of(answer: bytes) -> int:
         b"POST /v1/telemetry/s HTTP/1.1\r\nHost: x\r\nContent-Length: abc\r\n\r\n",
         b"POST /v1/telemetry/s HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 40_000 + b"\r\n\r\n",
         b"GET /" + b"y" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"POST /v1/telemetry/s HTTP/1.1\r\nHost: x\r\n"
-        b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /v1/telemetry/s HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
     ],
     ids=["nonsense", "TLS", "bad length", "large header", "large path", "two lengths"],
 )
