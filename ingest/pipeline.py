@@ -226,23 +226,26 @@ class Pipeline:
             elif sheds and not qos:
                 outcome = Outcome.SHED
             else:
-                outcome = self._take_one(route, payload, can_refuse=producer.can_refuse and qos > 0)
+                outcome = self._take_one(route, payload, must_answer=qos > 0 and not producer.can_refuse)
             if outcome is not Outcome.ACCEPTED:
                 self._events.publish_refused(outcome, 1, route.tenant_index)
             outcomes.append(outcome)
         return outcomes if any(outcomes) else None
 
-    def _take_one(self, route: Route, payload: bytes, *, can_refuse: bool) -> Outcome:
-        """Append one payload if its stream takes it, else keep it among the dead letters."""
+    def _take_one(self, route: Route, payload: bytes, *, must_answer: bool) -> Outcome:
+        """Append one payload if its stream takes it, else keep it among the dead letters.
+
+        With `must_answer` (MQTT 3.1.1, QoS 1 and 2) there is no word for a refusal: the payload is
+        acknowledged once it is durable as a dead letter, or refused when there is no room for those.
+        """
         outcome, detail, encoding, count = self._examine(route, payload)
         if outcome is Outcome.ACCEPTED:
             self._append(route, payload, encoding, count)
-        elif can_refuse:
-            self._keep(route, outcome, detail, payload, Booking.REFUSED)
-        else:
-            # MQTT 3.1.1 has no word for it: acknowledged, once it is durable as a dead letter.
+        elif must_answer and self.letters < self._limits.dead_letters_max:
             self._keep(route, outcome, detail, payload, Booking.ACKNOWLEDGED)
             return Outcome.ACCEPTED
+        else:
+            self._keep(route, outcome, detail, payload, Booking.REFUSED)
         return outcome
 
     def _examine(self, route: Route, payload: bytes) -> tuple[Outcome, str, Encoding, int]:

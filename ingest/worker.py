@@ -78,6 +78,7 @@ class Worker:
         path = data_dir / f"worker-{index}" / "spool.db"
         self._store = Store(path)
         self._reader = Reader(path)
+        self._inspector = Reader(path)  # the shipper's own is in use on another thread
         self._registry = Registry(data_dir / "registry.db")
         self._spool = self._make_spool()
         self._allowances = Allowances(
@@ -124,7 +125,7 @@ class Worker:
         self._sink: Sink = make_sink(
             settings.sink, data_dir=data_dir, settled=self._shipper.settled, events=self._events
         )
-        self._replayer = Replayer(self._reader, self._pipeline, self._spool)
+        self._replayer = Replayer(self._inspector, self._pipeline, self._spool)
         self._acceptors: list[Acceptor] = []
         self._drained = asyncio.Event()
 
@@ -389,8 +390,9 @@ class Worker:
             if self._registry.changed():
                 self._registry_changed()
             try:
-                oldest_ms = await asyncio.to_thread(self._reader.oldest_ms)
+                oldest_ms = await asyncio.to_thread(self._inspector.oldest_ms)
                 self._spool.note_oldest(oldest_ms)
+                self._pipeline.letters = await asyncio.to_thread(self._inspector.letters)
                 await self._replayer.poll()
             except SpoolError as error:
                 self._events.commit_failed(str(error))

@@ -208,7 +208,11 @@ class HttpListener:
         self._keys.load(rows, clock.unix_s())
 
     def expire(self, now_s: float) -> None:
-        """Forget idempotency keys that are over, about once a minute."""
+        """Close WebSockets whose credential is over, and forget old idempotency keys once a minute."""
+        for socket in list(self.websockets):
+            expires_s = socket.producer.identity.expires_s
+            if expires_s is not None and expires_s <= now_s:
+                socket.close(1008, "the credential has expired")
         if int(now_s) % 60 == 0:
             self.spool.store([("DELETE FROM idempotency WHERE expires_s < ?", (now_s,))])
 

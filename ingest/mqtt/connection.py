@@ -25,6 +25,8 @@ from protocols.mqtt.session import Publish, ServerSession
 PUBACK_BYTES: Final = 4
 CLOSES_IN_3: Final = frozenset({Outcome.NOT_AUTHORISED, Outcome.BAD_TOPIC, Outcome.SUSPENDED})
 """Refusals for which MQTT 3.1.1 has no word, so that it closes (MQTT-3.3.5-2)."""
+UNSAID_IN_3: Final = frozenset({Outcome.MALFORMED, Outcome.TOO_LARGE})
+"""Refusals of QoS 1 and 2 that reach here only when there is no room for another dead letter."""
 _TEXTS: Final = {
     MQTT_REASON[outcome]: DETAIL[outcome] for outcome in reversed(Outcome) if outcome is not Outcome.ACCEPTED
 }
@@ -168,7 +170,8 @@ class MqttConnection:
     def _close_in_3(self, publishes: list[Publish], outcomes: list[int]) -> list[Publish]:
         """Answer what was accepted before the first refusal that 3.1.1 cannot say, then close."""
         for position, outcome in enumerate(outcomes):
-            if outcome in CLOSES_IN_3:
+            unsaid = outcome in UNSAID_IN_3 and publishes[position][2] > 0
+            if outcome in CLOSES_IN_3 or unsaid:
                 self.finish(Closing.REFUSED, ReasonCode.NOT_AUTHORIZED, DETAIL[Outcome(outcome)])
                 return publishes[:position]
         return publishes

@@ -65,6 +65,11 @@ class Reader:
         row = self._one(schema.OLDEST_GROUP)
         return None if row is None else int(row[0])
 
+    def letters(self) -> int:
+        """Return how many dead letters are kept."""
+        row = self._one("SELECT count(*) FROM dead_letters")
+        return 0 if row is None else int(row[0])
+
     def replays(self, letters_max: int) -> list[Replay]:
         """Return the dead letters that wait to be accepted again."""
         try:
