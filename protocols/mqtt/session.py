@@ -374,48 +374,36 @@ class ServerSession:
             raise malformed("the packet has bytes after its last field")
         return properties
 
-    def _read_subscribe(self, body: bytes) -> None:
-        """Refuse every filter by name: commands to devices are not served yet."""
+    def _read_filters(self, body: bytes, allowed: frozenset[int], *, with_options: bool) -> tuple[bytes, int]:
+        """Read the topic filters of a SUBSCRIBE or UNSUBSCRIBE; return (packet id, how many)."""
         packet_id = _packet_id(body, 0)
         position = 2
         if self.version == MQTT_5:
             _, position = wire.read_properties(
-                body,
-                position,
-                allowed=packets.SUBSCRIBE_PROPERTIES,
-                user_properties_max=self._limits.user_properties_max,
+                body, position, allowed=allowed, user_properties_max=self._limits.user_properties_max
             )
+        reserved = 0xC0 if self.version == MQTT_5 else 0xFC
         filters = 0
         while position < len(body):
             raw, position = wire.read_binary(body, position)
             packets.check_topic_filter(raw)
-            options, position = wire.read_u8(body, position)
-            reserved = 0xC0 if self.version == MQTT_5 else 0xFC
-            if options & 3 == 3 or options & reserved or options >> 4 & 3 == 3:
-                raise malformed("SUBSCRIBE has wrong options")  # MQTT-3.8.3-4, -5
+            if with_options:
+                options, position = wire.read_u8(body, position)
+                if options & 3 == 3 or options & reserved or options >> 4 & 3 == 3:
+                    raise malformed("SUBSCRIBE has wrong options")  # MQTT-3.8.3-4, -5
             filters += 1
         if not filters:
-            raise violation("SUBSCRIBE without a filter")  # MQTT-3.8.3-2
+            raise violation("a topic filter is missing")  # MQTT-3.8.3-2, MQTT-3.10.3-2
+        return packet_id, filters
+
+    def _read_subscribe(self, body: bytes) -> None:
+        """Refuse every filter by name: commands to devices are not served yet."""
+        packet_id, filters = self._read_filters(body, packets.SUBSCRIBE_PROPERTIES, with_options=True)
         refusal = ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR if self.version == MQTT_5 else 0x80
         self._output.append(packets.suback(packet_id, bytes((refusal,)) * filters, version=self.version))
 
     def _read_unsubscribe(self, body: bytes) -> None:
-        packet_id = _packet_id(body, 0)
-        position = 2
-        if self.version == MQTT_5:
-            _, position = wire.read_properties(
-                body,
-                position,
-                allowed=packets.UNSUBSCRIBE_PROPERTIES,
-                user_properties_max=self._limits.user_properties_max,
-            )
-        filters = 0
-        while position < len(body):
-            raw, position = wire.read_binary(body, position)
-            packets.check_topic_filter(raw)
-            filters += 1
-        if not filters:
-            raise violation("UNSUBSCRIBE without a filter")  # MQTT-3.10.3-2
+        packet_id, filters = self._read_filters(body, packets.UNSUBSCRIBE_PROPERTIES, with_options=False)
         reasons = bytes((ReasonCode.NO_SUBSCRIPTION_EXISTED,)) * filters
         self._output.append(packets.unsuback(packet_id, reasons, version=self.version))
 
