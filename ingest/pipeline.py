@@ -181,8 +181,11 @@ class Pipeline:
                 return self.refuse_all(producer, publishes, found), 0.0
             route = found
         allowance = route.allowance
-        refuse = producer.can_refuse and allowance.policy is Policy.REFUSE
+        policy = allowance.policy
+        refuse = policy is not Policy.PAUSE and (producer.can_refuse or policy is Policy.SHED)
         allowed, pause_s, over = allowance.charge(count, size, now_s, refuse=refuse)
+        if allowed < count:
+            pause_s = self._charge_the_rest(route, publishes[allowed:], now_s)
         if over or route.raw or size > route.payload_bytes_max:
             return self._publish_with_care(producer, route, publishes, allowed, over), pause_s
         try:
@@ -214,17 +217,25 @@ class Pipeline:
             start = end
         return (outcomes if any(outcomes) else None), pause_s
 
+    @staticmethod
+    def _charge_the_rest(route: Route, publishes: list[Publish], now_s: float) -> float:
+        """Charge what a plan that sheds takes all the same, QoS 1 and 2, and return the pause for it."""
+        if route.allowance.policy is not Policy.SHED:
+            return 0.0  # refused, so nothing is owed
+        payloads = [payload for _, payload, qos, _ in publishes if qos]
+        if not payloads:
+            return 0.0
+        return route.allowance.charge(len(payloads), sum(map(len, payloads)), now_s, refuse=False)[1]
+
     def _publish_with_care(
         self, producer: Producer, route: Route, publishes: list[Publish], allowed: int, over: Over
     ) -> list[int] | None:
         """Judge publishes of one route one by one: lists, MessagePack, raw, malformed, over a limit."""
-        sheds = over is not Over.NOBODY and route.allowance.policy is Policy.SHED
+        sheds = route.allowance.policy is Policy.SHED
         outcomes: list[int] = []
         for position, (_, payload, qos, _) in enumerate(publishes):
-            if position >= allowed:
-                outcome = OVER[over]
-            elif sheds and not qos:
-                outcome = Outcome.SHED
+            if position >= allowed and not (sheds and qos):
+                outcome = Outcome.SHED if sheds else OVER[over]
             else:
                 outcome = self._take_one(route, payload, must_answer=qos > 0 and not producer.can_refuse)
             if outcome is not Outcome.ACCEPTED:
