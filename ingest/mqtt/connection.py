@@ -77,6 +77,7 @@ class MqttConnection:
         "_pauses",
         "closing",
         "door",
+        "due_s",
         "key",
         "last_read_s",
         "peer",
@@ -96,6 +97,7 @@ class MqttConnection:
         self.producer: Producer | None = None
         self.key = b""
         self.closing: Closing | None = None
+        self.due_s = 0
         self.last_read_s = clock.monotonic_s()
         self._owed = 0
         self._owed_parts: list[tuple[int, int, list[int]]] = []

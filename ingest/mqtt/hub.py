@@ -135,7 +135,17 @@ class Hub:
         self._watch(connection, self._limits.connect_deadline_s)
 
     def _watch(self, connection: MqttConnection, in_s: float) -> None:
-        self._wheel[int(clock.monotonic_s() + in_s) + 1].add(connection)
+        self._unwatch(connection)
+        connection.due_s = int(clock.monotonic_s() + in_s) + 1
+        self._wheel[connection.due_s].add(connection)
+
+    def _unwatch(self, connection: MqttConnection) -> None:
+        """Take a connection off the wheel, which would else keep it until its slot comes."""
+        slot = self._wheel.get(connection.due_s)
+        if slot is not None:
+            slot.discard(connection)
+            if not slot:
+                del self._wheel[connection.due_s]
 
     def turn_wheel(self, now_s: float) -> None:
         """Look at the connections whose keep-alive may be over; call it about once a second."""
@@ -170,6 +180,7 @@ class Hub:
         """Hear that a connection is gone; keep its session if it has an expiry."""
         self.connections.discard(connection)
         self.farewells.pop(connection, None)
+        self._unwatch(connection)
         producer = connection.producer
         if producer is None:
             return
