@@ -92,7 +92,7 @@ async def test_a_full_disk_stops_acceptance_and_recovers_by_itself(tmp_path: Pat
             assert "spool of worker 0 is broken" in json.loads(node.get("/readyz")[1])["reasons"][0]
             before = len(publisher.acknowledged)
             await asyncio.sleep(0.5)
-            # The last free bytes may still take a group or two: what is acknowledged is on the disk all the same.
+            # The last free bytes may take a group or two more; those are on the disk all the same.
             assert len(publisher.acknowledged) <= before + 16
             filler.unlink()
             await asyncio.to_thread(node.wait_until, lambda: node.get("/readyz")[0] == 200, 15)
