@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -54,17 +55,22 @@ def _running(
 ) -> Iterator[None]:
     with (folder / "kinesis.log").open("ab") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=log, env={**os.environ, **environment}, cwd=cwd
+            command,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **environment},
+            cwd=cwd,
+            start_new_session=True,  # a wrapper may have started the server as a child of its own
         )
     try:
         yield
     finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def client_of(port: int) -> Any:
