@@ -123,6 +123,7 @@ class MqttConnection:
             return
         was_open = self.producer is not None
         self.phase = Phase.CLOSED
+        self._drop_held()
         self._hub.closed(self, self.closing or (Closing.PEER if self.session.disconnected else Closing.LOST))
         if was_open:
             self._hub.leave_will(self)
@@ -163,11 +164,22 @@ class MqttConnection:
         """Note what an answer is made of that is not just PUBACKs of four bytes."""
         session = self.session
         ids = session.qos_2_ids(publishes, reasons)
+        self._note_part(size, sum(1 for publish in publishes if publish[2]), ids)
         if ids and session.session_expiry_s:
-            self._hub.remember(self, also=ids)
+            self._hub.remember(self)
+
+    def _note_part(self, size: int, count: int, ids: list[int]) -> None:
+        """Note the next `size` bytes of what is owed: `count` answers, of which `ids` are QoS 2."""
         if self._owed and not self._owed_parts:
             self._owed_parts.append((self._owed, self._owed // PUBACK_BYTES, []))
-        self._owed_parts.append((size, sum(1 for publish in publishes if publish[2]), ids))
+        self._owed_parts.append((size, count, ids))
+
+    def stored_ids(self) -> set[int]:
+        """Return the QoS 2 ids whose publishes are durable, or will be with the group that is open now."""
+        ids = set(self.session.received or ())
+        for _, _, owed in self._owed_parts:
+            ids.update(owed)
+        return ids
 
     def _close_in_3(self, publishes: list[Publish], outcomes: list[int]) -> list[Publish]:
         """Answer what was accepted before the first refusal that 3.1.1 cannot say, then close."""
@@ -192,6 +204,19 @@ class MqttConnection:
         self._start_reading()
         for publishes in held:
             self._publish(publishes, clock.monotonic_s())
+        if self.phase is Phase.CLOSING and not self._owes():
+            self._say_goodbye()
+
+    def _drop_held(self) -> None:
+        """Let go of held QoS 2 publishes if the session goes on: its next connection sends them again."""
+        if self._held is not None and self.session.uses_qos_2 and self.session.session_expiry_s:
+            self._held = [
+                kept for read in self._held if (kept := [publish for publish in read if publish[2] != 2])
+            ]
+
+    def _owes(self) -> bool:
+        """Return whether something waits for the disk before this connection may close."""
+        return self._owed > 0 or self._held is not None
 
     def pause(self, pause_s: float) -> None:
         """Read nothing for `pause_s`, so that the debt of this device or tenant is paid."""
@@ -228,7 +253,7 @@ class MqttConnection:
             length, count, ids = self._owed_parts.pop(0)
             size -= length
             self.session.answered(count, ids)
-        if self.phase is Phase.CLOSING and not self._owed:
+        if self.phase is Phase.CLOSING and not self._owes():
             self._say_goodbye()
 
     def lost(self, error: SpoolError) -> bool:
@@ -261,10 +286,8 @@ class MqttConnection:
         """Send answers that need no disk; a PUBCOMP waits until its release is stored."""
         released = self.session.take_released()
         if released and self.session.session_expiry_s:
-            self._hub.remember(self, also=())
-            if self._owed and not self._owed_parts:
-                self._owed_parts.append((self._owed, self._owed // PUBACK_BYTES, []))
-            self._owed_parts.append((len(output), 0, []))
+            self._hub.remember(self)
+            self._note_part(len(output), 0, [])
             self._owed += len(output)
             self._hub.spool.answer(self, output)
         elif self.phase is not Phase.CLOSED:
@@ -279,6 +302,8 @@ class MqttConnection:
 
     def turn_away(self, refusal: bytes) -> None:
         """Refuse the CONNECT and close."""
+        if self.phase is Phase.CLOSED:
+            return
         if refusal:
             self.wire.write(refusal)
         self.closing = Closing.REFUSED
@@ -292,11 +317,12 @@ class MqttConnection:
         self.closing = closing
         self.phase = Phase.CLOSING
         self._stop_reading()
+        self._drop_held()
         self._hub.farewells[self] = (reason, text)
-        if not self._owed:
-            self._say_goodbye()
-        else:
+        if self._owes():
             self._hub.loop.call_later(self._hub.close_deadline_s, self._give_up)
+        else:
+            self._say_goodbye()
 
     def _say_goodbye(self) -> None:
         reason, text = self._hub.farewells.pop(self, (None, ""))

@@ -64,18 +64,19 @@ class KeptSession(msgspec.Struct, frozen=True):
 
 
 class Take(msgspec.Struct, frozen=True, tag=True):
-    """Worker to worker: give me the session `key`."""
+    """Worker to worker: give me the session `key`, or with `clean_start` end it."""
 
     key: bytes
     worker: int
     serial: int
+    clean_start: bool
 
 
 class Gave(msgspec.Struct, frozen=True, tag=True):
     """Worker to worker: here it is, or it is not here (None)."""
 
     serial: int
-    received: list[int] | None
+    kept: KeptSession | None
 
 
 _MESSAGE: Final = msgspec.msgpack.Decoder(Take | Gave)
@@ -122,7 +123,8 @@ class Hub:
         self._kept: dict[bytes, KeptSession] = {}
         self._wheel: defaultdict[int, set[MqttConnection]] = defaultdict(set)
         self._turned_to = int(clock.monotonic_s())
-        self._arrivals: dict[int, tuple[_Arrival, asyncio.TimerHandle]] = {}
+        self._arrivals: dict[bytes, _Arrival] = {}
+        self._asked: dict[int, tuple[bytes, asyncio.TimerHandle]] = {}
         self._serial = 0
         self._wills: dict[bytes, tuple[asyncio.TimerHandle, Producer, Will]] = {}
         self.draining = False
@@ -191,15 +193,11 @@ class Hub:
         if self._by_key.get(connection.key) is not connection:
             return
         del self._by_key[connection.key]
-        expiry_s = connection.session.session_expiry_s
-        if not expiry_s or len(self._kept) >= self._limits.sessions_max:
+        kept = _kept_of(connection)
+        if kept is None:
             self._forget(connection.key)
-            return
-        ends_s = clock.unix_s() + expiry_s
-        kept = KeptSession(ends_s, frozenset(connection.session.all_received()))
-        self._kept[connection.key] = kept
-        self._enter(connection.key, ends_s)
-        self.spool.store([(KEEP_SESSION, (connection.key, ends_s, pack_ids(kept.received)))])
+        else:
+            self._keep(connection.key, kept)
 
     def broke_protocol(self, connection: MqttConnection, error: ProtocolError) -> None:
         """Count a peer that broke the protocol."""
@@ -229,17 +227,27 @@ class Hub:
         client_id = connect.client_id
         if not client_id:
             assigned = client_id = uuid.uuid4().hex
-        connection.key = table_key("session", identity.tenant, identity.name, client_id)
+        key = connection.key = table_key("session", identity.tenant, identity.name, client_id)
         arrival = (connection, connect, identity, assigned)
-        there = self._by_key.get(connection.key)
-        if there is not None:
-            self._take_over_here(there, arrival)
+        earlier = self._arrivals.get(key)
+        if earlier is not None:
+            # Somebody of the same name still waits for the session: the last to come gets it.
+            self._arrivals[key] = arrival
+            self.events.taken_over()
+            earlier[0].turn_away(b"")
             return
-        owner = self._owner(connection.key)
+        there = self._by_key.get(key)
+        if there is not None:
+            self._arrivals[key] = arrival
+            kept = self._end(there, clean_start=connect.clean_start)
+            # What the old connection is still owed is durable before the new one is let in.
+            self.spool.answer(_Then(lambda: self._arrived(key, kept)), b"")
+            return
+        owner = self._owner(key)
         if owner is not None and owner != self._worker:
             self._ask(owner, arrival)
             return
-        self._admit(arrival, self._take_kept(connection.key))
+        self._admit(arrival, self._take_kept(key))
 
     def _turn_away(
         self, connection: MqttConnection, refusal: ConnectRefusal, reason: ReasonCode, text: str
@@ -247,43 +255,29 @@ class Hub:
         self.events.connect_refused(refusal, text, connection.peer.address)
         connection.turn_away(connection.session.refuse(reason, text))
 
-    def _admit(self, arrival: _Arrival, received: Iterable[int] | None) -> None:
-        """Let a client in; `received` are the QoS 2 ids of its kept session, None when there is none."""
+    def _arrived(self, key: bytes, kept: KeptSession | None) -> None:
+        """Admit who waited for the session `key`, now that its last owner has let go of it."""
+        self._admit(self._arrivals.pop(key), kept)
+
+    def _admit(self, arrival: _Arrival, kept: KeptSession | None) -> None:
+        """Let a client in; `kept` is what its session left, None when there is none."""
         connection, connect, identity, assigned = arrival
-        if connection not in self.connections:
-            return
-        if identity.kind is not Kind.ANYONE:
-            over = self._allowances.open_connection(identity.tenant, identity.name)
-            if over is not Over.NOBODY:
-                refusal = (
-                    ConnectRefusal.DEVICE_CONNECTIONS
-                    if over is Over.DEVICE
-                    else ConnectRefusal.TENANT_CONNECTIONS
-                )
-                self._turn_away(connection, refusal, ReasonCode.QUOTA_EXCEEDED, "too many connections")
-                return
-        producer = Producer(identity, can_refuse=connect.version == MQTT_5)
-        if connect.will is not None and not self.pipeline.may_publish(producer, connect.will.topic):
-            if identity.kind is not Kind.ANYONE:
-                self._allowances.close_connection(identity.tenant, identity.name)
-            self._turn_away(
-                connection,
-                ConnectRefusal.WILL_NOT_AUTHORISED,
-                ReasonCode.NOT_AUTHORIZED,
-                "this identity may not publish its will",
-            )
-            return
         key = connection.key
-        resumed = received is not None and not connect.clean_start
+        producer = Producer(identity, can_refuse=connect.version == MQTT_5)
+        if connection.closing is not None or not self._may_enter(connection, connect, producer):
+            if kept is not None:
+                self._keep(key, kept)  # for its next try
+            return
+        resumed = kept is not None and not connect.clean_start
+        self._settle_will(key, resumed=resumed)
         self._by_key[key] = connection
-        self._cancel_will(key, resumed=resumed)
         self._enter(key, 0.0)
         connack = connection.session.accept(
             session_present=resumed,
-            received=received if resumed and received else (),
+            received=kept.received if kept is not None and resumed else (),
             assigned_client_id=assigned,
         )
-        if received is not None and not resumed:
+        if kept is not None and not resumed:
             self.spool.store([(FORGET_SESSION, (key,))])
         self.events.connection_opened(Protocol.MQTT)
         if connection.session.keep_alive_s:
@@ -292,7 +286,40 @@ class Hub:
             self._watch(connection, 60.0)
         connection.opened(producer, connack)
 
+    def _may_enter(self, connection: MqttConnection, connect: Connect, producer: Producer) -> bool:
+        """Count the connection in and return True, or turn it away."""
+        if connection not in self.connections:
+            return False
+        if connect.will is not None and not self.pipeline.may_publish(producer, connect.will.topic):
+            self._turn_away(
+                connection,
+                ConnectRefusal.WILL_NOT_AUTHORISED,
+                ReasonCode.NOT_AUTHORIZED,
+                "this identity may not publish its will",
+            )
+            return False
+        identity = producer.identity
+        if identity.kind is Kind.ANYONE:
+            return True
+        over = self._allowances.open_connection(identity.tenant, identity.name)
+        if over is Over.NOBODY:
+            return True
+        device = over is Over.DEVICE
+        refusal = ConnectRefusal.DEVICE_CONNECTIONS if device else ConnectRefusal.TENANT_CONNECTIONS
+        self._turn_away(connection, refusal, ReasonCode.QUOTA_EXCEEDED, "too many connections")
+        return False
+
     # Sessions.
+
+    def _keep(self, key: bytes, kept: KeptSession) -> None:
+        """Keep a session that has no connection, here and in the spool."""
+        if len(self._kept) >= self._limits.sessions_max:
+            self._forget(key)
+            self.spool.store([(FORGET_SESSION, (key,))])
+            return
+        self._kept[key] = kept
+        self._enter(key, kept.expires_s)
+        self.spool.store([(KEEP_SESSION, (key, kept.expires_s, pack_ids(kept.received)))])
 
     def _enter(self, key: bytes, ends_s: float) -> None:
         """Enter a session into the node's directory. A full one costs take-over between workers only."""
@@ -317,11 +344,11 @@ class Hub:
             if value is not None and SESSION_VALUE.unpack(value)[0] == self._worker:
                 self._directory.remove(key)
 
-    def _take_kept(self, key: bytes) -> frozenset[int] | None:
+    def _take_kept(self, key: bytes) -> KeptSession | None:
         kept = self._kept.pop(key, None)
         if kept is None or kept.expires_s < clock.unix_s():
             return None
-        return kept.received
+        return kept
 
     def load_sessions(self, rows: Sequence[tuple[bytes, float, bytes]]) -> None:
         """Take in the sessions that an earlier run kept."""
@@ -337,69 +364,65 @@ class Hub:
             self._forget(key)
             self.spool.store([(FORGET_SESSION, (key,))])
 
-    def remember(self, connection: MqttConnection, also: Sequence[int]) -> None:
+    def remember(self, connection: MqttConnection) -> None:
         """Store the QoS 2 ids of a session in the transaction of the open group."""
-        session = connection.session
-        ends_s = clock.unix_s() + session.session_expiry_s
-        ids = {*(session.received or ()), *also}
-        self.spool.current.statements.append((KEEP_SESSION, (connection.key, ends_s, pack_ids(ids))))
+        ends_s = clock.unix_s() + connection.session.session_expiry_s
+        ids = pack_ids(connection.stored_ids())
+        self.spool.current.statements.append((KEEP_SESSION, (connection.key, ends_s, ids)))
 
-    def _take_over_here(self, there: MqttConnection, arrival: _Arrival) -> None:
-        """Close the old connection of this worker; its answers are durable before the CONNACK."""
+    def _end(self, there: MqttConnection, *, clean_start: bool) -> KeptSession | None:
+        """End the old connection of a session; return what goes on, None when the session ends with it."""
         self.events.taken_over()
-        session = there.session
-        has_session = bool(session.session_expiry_s)
         there.finish(Closing.TAKEN_OVER, ReasonCode.SESSION_TAKEN_OVER, "a new connection took over")
-        received = session.all_received() if has_session else None
-        self._by_key.pop(there.key, None)
-        self.spool.answer(_Then(lambda: self._admit(arrival, received)), b"")
+        kept = _kept_of(there)
+        self._settle_will(there.key, resumed=kept is not None and not clean_start)
+        del self._by_key[there.key]
+        return kept
 
     def _ask(self, owner: int, arrival: _Arrival) -> None:
         """Ask the worker that has the session for it, and go on without after a deadline."""
         self._serial += 1
         serial = self._serial
-        message = Take(arrival[0].key, self._worker, serial)
+        key = arrival[0].key
+        message = Take(key, self._worker, serial, arrival[1].clean_start)
         if not self._post(owner, msgspec.msgpack.encode(message)):
             self._admit(arrival, None)
             return
-        timer = self.loop.call_later(
-            self._limits.takeover_deadline_s, self._got, Gave(serial=serial, received=None)
-        )
-        self._arrivals[serial] = (arrival, timer)
+        timer = self.loop.call_later(self._limits.takeover_deadline_s, self._got, Gave(serial, None))
+        self._asked[serial] = (key, timer)
+        self._arrivals[key] = arrival
 
     def heard(self, message: bytes) -> None:
         """Take a message of another worker."""
         match _MESSAGE.decode(message):
-            case Take(key=key, worker=worker, serial=serial):
-                self._give(key, worker, serial)
+            case Take() as take:
+                self._give(take)
             case Gave() as gave:
                 self._got(gave)
 
-    def _give(self, key: bytes, worker: int, serial: int) -> None:
-        there = self._by_key.pop(key, None)
+    def _give(self, take: Take) -> None:
+        there = self._by_key.get(take.key)
         if there is None:
-            kept = self._take_kept(key)
+            kept = self._take_kept(take.key)
+            self._settle_will(take.key, resumed=kept is not None and not take.clean_start)
             if kept is not None:
-                self.spool.store([(FORGET_SESSION, (key,))])
-            self._hand_over(worker, serial, None if kept is None else list(kept))
+                self.spool.store([(FORGET_SESSION, (take.key,))])
+            self._hand_over(take, kept)
             return
-        self.events.taken_over()
-        there.finish(Closing.TAKEN_OVER, ReasonCode.SESSION_TAKEN_OVER, "a new connection took over")
-        session = there.session
-        received = list(session.all_received()) if session.session_expiry_s else None
-        self.spool.current.statements.append((FORGET_SESSION, (key,)))
-        self.spool.answer(_Then(lambda: self._hand_over(worker, serial, received)), b"")
+        kept = self._end(there, clean_start=take.clean_start)
+        self.spool.current.statements.append((FORGET_SESSION, (take.key,)))
+        self.spool.answer(_Then(lambda: self._hand_over(take, kept)), b"")
 
-    def _hand_over(self, worker: int, serial: int, received: list[int] | None) -> None:
-        self._post(worker, msgspec.msgpack.encode(Gave(serial, received)))
+    def _hand_over(self, take: Take, kept: KeptSession | None) -> None:
+        self._post(take.worker, msgspec.msgpack.encode(Gave(take.serial, kept)))
 
     def _got(self, gave: Gave) -> None:
-        entry = self._arrivals.pop(gave.serial, None)
+        entry = self._asked.pop(gave.serial, None)
         if entry is None:
             return
-        arrival, timer = entry
+        key, timer = entry
         timer.cancel()
-        self._admit(arrival, gave.received)
+        self._arrived(key, gave.kept)
 
     # Wills.
 
@@ -420,14 +443,21 @@ class Hub:
         _, producer, will = self._wills.pop(key)
         self._publish_will(producer, will)
 
-    def _cancel_will(self, key: bytes, *, resumed: bool) -> None:
-        """Drop the will of a session that was resumed in time; publish the others (3.1.3.2.2)."""
+    def _settle_will(self, key: bytes, *, resumed: bool) -> None:
+        """Decide on the will of a session whose client is back: before its delay is over, it is not sent.
+
+        It is sent at once where it has no delay, or where the session ends here (3.1.3.2.2, MQTT-3.1.3-9).
+        """
         entry = self._wills.pop(key, None)
-        if entry is None:
-            return
-        entry[0].cancel()
-        if not resumed:
-            self._publish_will(entry[1], entry[2])
+        if entry is not None:
+            entry[0].cancel()
+            if not resumed:
+                self._publish_will(entry[1], entry[2])
+        there = self._by_key.get(key)
+        if there is not None and there.producer is not None:
+            will = there.take_will()
+            if will is not None and not (resumed and will.delay_s):
+                self._publish_will(there.producer, will)
 
     def _publish_will(self, producer: Producer, will: Will) -> None:
         if self.pipeline.has_room():
@@ -488,6 +518,14 @@ class _Then:
         """Wait on."""
         del error
         return False
+
+
+def _kept_of(connection: MqttConnection) -> KeptSession | None:
+    """Return what a connection leaves of its session, None when the session ends with it."""
+    expiry_s = connection.session.session_expiry_s
+    if not expiry_s:
+        return None
+    return KeptSession(clock.unix_s() + expiry_s, frozenset(connection.stored_ids()))
 
 
 def pack_ids(ids: Iterable[int]) -> bytes:

@@ -231,8 +231,7 @@ class Spool:
             self._retry(job, error)
             return
         self._busy = False
-        if self.current:
-            self._start()  # the disk works while the answers go out
+        self._start()  # the disk works while the answers go out
         if job.stored is not None and job.group is not None:
             size = len(job.stored.body)
             self.last_committed = job.stored.number

@@ -538,10 +538,6 @@ class ServerSession:
             if publish[2] == 2 and (reasons is None or not reasons[position])
         ]
 
-    def all_received(self) -> set[int]:
-        """Return the QoS 2 ids in use, those that wait for the fsync included."""
-        return {*(self.received or ()), *(self._pending_received or ())}
-
     def answered(self, count: int, ids: Iterable[int] = ()) -> None:
         """Note that the answers to `count` QoS 1 or 2 publishes were sent; `ids` are durable now."""
         self.inflight -= count

@@ -1,0 +1,218 @@
+"""Sessions over connections, workers and restarts: take-over, QoS 2 ids, wills and their delays."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from protocols.mqtt.wire import write_binary, write_string, write_varint
+from tests.support.mqtt_packets import packet, publish
+from tests.support.mqtt_rig import Rig, RigWorker, Wire
+
+CLEAN = 0x02
+
+
+def connect(
+    *, clean: bool = False, expiry_s: int = 60, will: bytes | None = None, delay_s: int = 0, client: str = "c"
+) -> bytes:
+    """Return a CONNECT of MQTT 5 with the identity `d` of tenant `acme`, whose will has QoS 1."""
+    properties = b"\x11" + expiry_s.to_bytes(4, "big")
+    flags = 0xC0 | (CLEAN if clean else 0) | (0x0C if will is not None else 0)
+    body = write_binary(b"MQTT") + bytes((5, flags)) + (60).to_bytes(2, "big")
+    body += write_varint(len(properties)) + properties + write_string(client)
+    if will is not None:
+        of_will = b"\x18" + delay_s.to_bytes(4, "big")
+        body += write_varint(len(of_will)) + of_will + write_binary(b"dt/acme/d/will") + write_binary(will)
+    return packet(0x10, body + write_string("user") + write_binary(b"d"))
+
+
+def qos_2(number: int, payload: bytes = b"p") -> bytes:
+    return publish(topic=b"dt/acme/d/s", payload=payload, qos=2, packet_id=number, properties=b"")
+
+
+def pubrel(number: int) -> bytes:
+    return packet(0x62, number.to_bytes(2, "big"))
+
+
+def session_present(wire: Wire) -> bool:
+    assert wire.said[:1] == b"\x20", wire.said
+    assert wire.said[3] == 0, wire.said
+    return wire.said[2] == 1
+
+
+async def admitted(worker: RigWorker, data: bytes) -> Wire:
+    """Connect, and wait for the CONNACK."""
+    wire = worker.connect(data)
+    async with asyncio.timeout(5):
+        while not wire.said:
+            await asyncio.sleep(0.001)
+    return wire
+
+
+async def test_the_ids_of_reads_that_share_a_group_are_all_stored(tmp_path: Path) -> None:
+    async with Rig(tmp_path) as rig:
+        [worker] = rig.workers
+        wire = await admitted(worker, connect())
+        worker.freeze()
+        wire.send(qos_2(1))
+        wire.send(qos_2(2))
+        worker.thaw()
+        await rig.settle()
+        assert worker.stored_ids() == {1, 2}
+        wire.send(pubrel(1))
+        await rig.settle()
+        assert worker.stored_ids() == {2}
+
+
+async def test_what_was_held_is_not_taken_for_stored(tmp_path: Path) -> None:
+    """Its PUBREC was never sent; if the id were kept, the client's next try would be answered, and lost."""
+    async with Rig(tmp_path, group_bytes_max=10) as rig:
+        [worker] = rig.workers
+        wire = await admitted(worker, connect())
+        worker.freeze()
+        wire.send(qos_2(1, b"1" * 20))
+        wire.send(qos_2(2, b"2" * 20))
+        assert not wire.reading, "the group has no room"
+        wire.lose()
+        worker.thaw()
+        await rig.settle()
+        assert worker.stored_ids() == {1}
+        again = await admitted(worker, connect())
+        assert session_present(again)
+        again.send(qos_2(1, b"1" * 20) + qos_2(2, b"2" * 20))
+        await rig.settle()
+        assert again.said.endswith(b"P\x02\0\x01P\x02\0\x02")
+        assert worker.payloads() == [b"1" * 20, b"2" * 20]
+
+
+async def test_what_was_held_is_answered_before_the_connection_is_closed(tmp_path: Path) -> None:
+    async with Rig(tmp_path, group_bytes_max=10) as rig:
+        [worker] = rig.workers
+        wire = await admitted(worker, connect(expiry_s=0))
+        worker.freeze()
+        wire.send(publish(topic=b"dt/acme/d/s", payload=b"1" * 20, properties=b""))
+        wire.send(publish(topic=b"dt/acme/d/s", payload=b"2" * 20, packet_id=2, properties=b""))
+        worker.hub.begin_drain()
+        assert not wire.closed
+        worker.thaw()
+        await rig.settle()
+        assert wire.closed
+        assert b"@\x02\0\x01@\x02\0\x02\xe0" in wire.said
+        assert worker.payloads() == [b"1" * 20, b"2" * 20]
+
+
+async def test_a_restart_keeps_the_session_and_its_ids(tmp_path: Path) -> None:
+    async with Rig(tmp_path) as rig:
+        wire = await admitted(rig.workers[0], connect())
+        wire.send(qos_2(7))
+        await rig.settle()
+        wire.lose()
+    async with Rig(tmp_path) as rig:
+        [worker] = rig.workers
+        wire = await admitted(worker, connect())
+        assert session_present(wire)
+        wire.send(qos_2(7))
+        await rig.settle()
+        assert wire.said.endswith(b"P\x02\0\x07")
+        assert worker.payloads() == [], "the first run has stored it"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_session_moves_with_its_ids_to_the_connection_that_takes_it_over(
+    tmp_path: Path, workers: int
+) -> None:
+    async with Rig(tmp_path, workers=workers) as rig:
+        first = await admitted(rig.workers[0], connect())
+        first.send(qos_2(3))
+        second = await admitted(rig.workers[-1], connect())
+        assert first.closed
+        assert b"\x8e" in first.said
+        assert b"P\x02\0\x03" in first.said, "answered before it is closed"
+        assert session_present(second)
+        second.send(qos_2(3) + pubrel(3))
+        await rig.settle()
+        assert second.said.endswith(b"P\x02\0\x03p\x02\0\x03")
+        assert [payload for worker in rig.workers for payload in worker.payloads()] == [b"p"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_of_two_that_wait_for_a_session_the_last_gets_it(tmp_path: Path, workers: int) -> None:
+    async with Rig(tmp_path, workers=workers) as rig:
+        first = await admitted(rig.workers[0], connect())
+        rig.workers[0].freeze()
+        first.send(qos_2(3))
+        second = rig.workers[-1].connect(connect())
+        third = rig.workers[-1].connect(connect())
+        rig.workers[0].thaw()
+        await rig.settle()
+        assert second.closed
+        assert not second.said
+        assert session_present(third)
+        assert not third.closed
+
+
+async def test_a_session_is_kept_for_a_client_that_left_before_it_was_let_in(tmp_path: Path) -> None:
+    async with Rig(tmp_path, workers=2) as rig:
+        first = await admitted(rig.workers[0], connect())
+        first.send(qos_2(3))
+        second = rig.workers[1].connect(connect())
+        second.lose()
+        await rig.settle()
+        third = await admitted(rig.workers[0], connect())
+        assert session_present(third)
+        third.send(qos_2(3))
+        await rig.settle()
+        assert [payload for worker in rig.workers for payload in worker.payloads()] == [b"p"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("delay_s", "clean", "sent"),
+    [(0, False, True), (60, False, False), (60, True, True)],
+    ids=["no delay", "resumed in time", "the session ends"],
+)
+@pytest.mark.parametrize("connected", [True, False])
+async def test_a_will_is_sent_unless_its_client_comes_back_in_time(
+    tmp_path: Path, *, workers: int, delay_s: int, clean: bool, sent: bool, connected: bool
+) -> None:
+    """MQTT 5, 3.1.3.2.2: the delay ends with the session; a new connection to it before that undoes it."""
+    async with Rig(tmp_path, workers=workers) as rig:
+        first = await admitted(rig.workers[0], connect(will=b"gone", delay_s=delay_s))
+        if not connected:
+            first.lose()
+        second = await admitted(rig.workers[-1], connect(clean=clean))
+        assert session_present(second) is not clean
+        await rig.settle()
+        await rig.settle()
+        assert rig.workers[0].payloads() == ([b"gone"] if sent else [])
+        assert not rig.workers[0].hub._wills
+
+
+async def test_a_will_is_sent_when_its_delay_or_its_session_is_over(tmp_path: Path) -> None:
+    async with Rig(tmp_path) as rig:
+        [worker] = rig.workers
+        for client, delay_s, expiry_s in (("a", 1, 60), ("b", 60, 1), ("c", 60, 60), ("d", 0, 60)):
+            data = connect(will=client.encode(), delay_s=delay_s, expiry_s=expiry_s, client=client)
+            (await admitted(worker, data)).lose()
+        await rig.settle()
+        assert worker.payloads() == [b"d"]
+        async with asyncio.timeout(5):
+            while len(worker.payloads()) < 3:
+                await asyncio.sleep(0.01)
+        assert sorted(worker.payloads()) == [b"a", b"b", b"d"]
+        worker.hub.publish_wills()
+        await rig.settle()
+        assert sorted(worker.payloads()) == [b"a", b"b", b"c", b"d"]
+
+
+async def test_a_goodbye_takes_the_will_back(tmp_path: Path) -> None:
+    async with Rig(tmp_path) as rig:
+        [worker] = rig.workers
+        wire = await admitted(worker, connect(will=b"gone"))
+        wire.send(packet(0xE0, b""))
+        wire = await admitted(worker, connect(will=b"sent all the same", client="other"))
+        wire.send(packet(0xE0, b"\x04"))
+        await rig.settle()
+        assert worker.payloads() == [b"sent all the same"]

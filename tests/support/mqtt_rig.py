@@ -1,0 +1,234 @@
+"""The MQTT half of a node in one process: real hubs, pipelines, spools on disk; wires that are lists."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+from ingest import counters
+from ingest.authentication import Authenticator, Door, Peer, Unauthenticated
+from ingest.delivery.shipper import Shipper
+from ingest.delivery.sink import Poison, SinkState
+from ingest.events import Events
+from ingest.mqtt.connection import MqttConnection
+from ingest.mqtt.hub import READ_SESSIONS, Hub, HubLimits, unpack_ids
+from ingest.pipeline import Pipeline, PipelineLimits
+from ingest.records import Group
+from ingest.routes import StreamRule, StreamRules
+from ingest.spool.reader import Reader
+from ingest.spool.spool import Spool, SpoolLimits
+from ingest.spool.store import Store
+from routing.limits.allowance import Allowances, Policy, Rates, Terms
+from routing.limits.shared_table import LocalTable
+from routing.tenancy.identity import Credential, Identity, Kind
+from tests.support.mqtt_packets import LIMITS
+
+UNLIMITED = Rates(messages_per_s=0, bytes_per_s=0, burst_s=1, connections_max=0)
+
+
+class Wire:
+    """One client's end: what the gateway said, and whether it closed."""
+
+    def __init__(self, worker: RigWorker) -> None:
+        self._worker = worker
+        self.said = b""
+        self.closed = False
+        self.reading = True
+        self.connection = MqttConnection(
+            worker.hub, self, Door("rig", frozenset({Credential.JWT})), Peer("peer", None)
+        )
+        worker.hub.made(self.connection)
+
+    def send(self, data: bytes) -> None:
+        self.connection.received(data)
+
+    def write(self, data: bytes, /) -> None:
+        assert not self.closed, "written after the close"
+        self.said += data
+
+    def close(self) -> None:
+        """Close as a transport does: the connection hears of it in the next turn of the loop."""
+        if not self.closed:
+            self.closed = True
+            self._worker.loop.call_soon(self.connection.ended)
+
+    abort = close
+
+    def lose(self) -> None:
+        """Cut the wire."""
+        self.closed = True
+        self.connection.ended()
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+
+class ListSink:
+    """Keeps the groups it is given, and settles them at once."""
+
+    def __init__(self) -> None:
+        self.groups: list[Group] = []
+        self.settled: Callable[[int, tuple[Poison, ...]], None] = lambda _number, _poison: None
+
+    async def put(self, group: Group) -> None:
+        self.groups.append(group)
+        self.settled(group.number, ())
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+    def state(self) -> SinkState:
+        return SinkState(ready=True, pending_records=0, pending_bytes=0)
+
+
+class RigWorker:
+    """One worker's MQTT half over a spool at `folder`."""
+
+    def __init__(self, rig: Rig, index: int, folder: Path, group_bytes_max: int) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.store = Store(folder / "spool.db")
+        self.spool = Spool(
+            self.store,
+            node="rig",
+            limits=SpoolLimits(
+                bytes_max=1 << 30,
+                age_max_s=1e9,
+                group_bytes_max=group_bytes_max,
+                fresh_bytes_max=1 << 20,
+                settle_s=0.0,
+            ),
+            committed=lambda _: None,
+            failed=lambda _: None,
+        )
+        self.block = memoryview(bytearray(8 * (counters.GLOBAL_COUNTERS + 64))).cast("q")
+        events = Events(self.block, rig)
+        allowances = Allowances(
+            devices=LocalTable(capacity=100, expired=lambda _: False),
+            tenants=LocalTable(capacity=100, expired=lambda _: False),
+            terms=lambda _: Terms(tenant=UNLIMITED, device=UNLIMITED, policy=Policy.PAUSE),
+            worker=0,
+            workers=1,
+            idle_max=100,
+        )
+        pipeline = Pipeline(
+            spool=self.spool,
+            streams=StreamRules([], default=StreamRule("", raw=True, payload_bytes_max=1 << 20)),
+            allowances=allowances,
+            admits=lambda _tenant, _device: True,
+            tenant_index=lambda _: 1,
+            events=events,
+            limits=PipelineLimits(
+                routes_max=100,
+                records_max=1000,
+                group_bytes_max=group_bytes_max,
+                dead_letters_max=10,
+                refused_kept_per_s=1.0,
+                refuse_when_full=False,
+            ),
+        )
+        self.hub = Hub(
+            worker=index,
+            epoch=1,
+            loop=self.loop,
+            spool=self.spool,
+            pipeline=pipeline,
+            authenticator=Authenticator(certificate=_nobody, jwt=_whoever, api_key=_nobody),
+            admits=lambda _: None,
+            allowances=allowances,
+            directory=rig.directory,
+            post=rig.post,
+            events=events,
+            session_limits=LIMITS,
+            limits=HubLimits(
+                connect_deadline_s=10,
+                close_deadline_s=5,
+                takeover_deadline_s=1,
+                sessions_max=10,
+                wills_max=10,
+            ),
+        )
+        self.hub.load_sessions(self.store.rows(READ_SESSIONS))
+        self.sink = ListSink()
+        self.shipper = Shipper(
+            self.spool, Reader(folder / "spool.db"), after=0, delivered=lambda _group, _poison: None
+        )
+        self.sink.settled = self.shipper.settled
+
+    def connect(self, data: bytes) -> Wire:
+        wire = Wire(self)
+        wire.send(data)
+        return wire
+
+    def freeze(self) -> None:
+        """Commit nothing until `thaw`."""
+        self.spool.scheduled = True
+
+    def thaw(self) -> None:
+        self.spool.schedule()
+
+    def stored_ids(self) -> set[int]:
+        """Return the QoS 2 ids of the one session in the spool."""
+        [row] = self.store.rows(READ_SESSIONS)
+        return set(unpack_ids(row[2]))
+
+    def payloads(self) -> list[bytes]:
+        """Return what was delivered."""
+        return [payload for group in self.sink.groups for run in group.runs for payload in run.payloads]
+
+
+class Rig:
+    """Some workers that share a directory of sessions and a post. `async with` runs and ends them."""
+
+    def __init__(self, folder: Path, *, workers: int = 1, group_bytes_max: int = 1 << 20) -> None:
+        self._folder = folder
+        self._count = workers
+        self._group_bytes_max = group_bytes_max
+        self.directory = LocalTable(capacity=100, expired=lambda _: True)
+        self.workers: list[RigWorker] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        """Be a log that nobody reads."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return lambda *_args, **_fields: None
+
+    def post(self, worker: int, message: bytes) -> bool:
+        asyncio.get_running_loop().call_soon(self.workers[worker].hub.heard, message)
+        return True
+
+    async def __aenter__(self) -> Self:
+        for index in range(self._count):
+            folder = self._folder / f"worker-{index}"
+            self.workers.append(RigWorker(self, index, folder, self._group_bytes_max))
+        self._tasks = [asyncio.ensure_future(each.shipper.run(each.sink)) for each in self.workers]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for worker in self.workers:
+            for entry in worker.hub._wills.values():
+                entry[0].cancel()
+            await worker.spool.close()
+
+    async def settle(self) -> None:
+        """Wait until everything appended is durable, answered and delivered."""
+        async with asyncio.timeout(10):
+            for worker in self.workers:
+                while worker.spool._busy or worker.spool.current or worker.shipper.behind:
+                    await asyncio.sleep(0.001)
+            await asyncio.sleep(0.005)
+
+
+def _nobody(_: Any) -> Identity:
+    raise Unauthenticated("nobody")
+
+
+def _whoever(token: str) -> Identity:
+    return Identity(tenant="acme", name=token, kind=Kind.DEVICE, credential=Credential.JWT)
