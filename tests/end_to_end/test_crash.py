@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,19 +12,21 @@ import pytest
 from tests.support import ledger
 from tests.support.fault_kinesis import FaultKinesis, Faults
 from tests.support.gateway import Gateway, gateway
-from tests.support.mqtt_load import Publisher
+from tests.support.mqtt_load import ExactlyOncePublisher, Publisher
 
 ROUNDS = 20
 
 
-async def crash_under_load(node: Gateway, seed: int, publishers: list[Publisher]) -> None:
-    """Kill the workers or everything, ROUNDS times, while publishers go on."""
+async def crash_under_load(
+    node: Gateway, seed: int, publishers: Sequence[Publisher], rounds: int = ROUNDS
+) -> None:
+    """Kill the workers or everything, `rounds` times, while publishers go on."""
     chance = random.Random(seed)
     over = asyncio.Event()
     async with asyncio.timeout(100), asyncio.TaskGroup() as tasks:
         for publisher in publishers:
             tasks.create_task(publisher.run(node.mqtt, over))
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             await asyncio.sleep(chance.uniform(0.2, 0.7))
             if chance.random() < 0.5:
                 await asyncio.to_thread(node.kill_all)
@@ -68,6 +71,18 @@ async def test_no_acknowledged_message_is_lost_to_kill_9_with_a_kinesis_that_fai
             assert await asyncio.to_thread(node.stop) == 0
     assert len(acknowledged) > 1000, summary
     assert kinesis.faults_met >= 3, kinesis.counts
+
+
+@pytest.mark.crash
+async def test_a_qos_2_message_arrives_exactly_once_over_kill_9(tmp_path: Path) -> None:
+    publishers = [ExactlyOncePublisher(f"device-{number}", 8) for number in range(20)]
+    with gateway(tmp_path) as node:
+        await crash_under_load(node, 3, publishers, rounds=8)
+        sent = set().union(*(publisher.sent() for publisher in publishers))
+        arrived = ledger.arrived_locally(node.data_dir)
+        ledger.check(sent, sent, arrived)
+        assert len(arrived) == len(sent), "some arrived twice"
+    assert len(sent) > 500
 
 
 def start(folder: Path, sink: str) -> Started:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.end_to_end.test_clients import found, new_stream, telemetry
-from tests.support.gateway import Gateway
+from tests.support.gateway import Gateway, gateway
 
 pytestmark = pytest.mark.end_to_end
 BODY = json.dumps(telemetry()).encode()
@@ -134,3 +135,17 @@ def test_a_client_that_falls_silent_is_disconnected_after_one_and_a_half_keep_al
             answer += chunk
     assert 1.4 < time.monotonic() - began < 5
     assert b"\x8d" in answer
+
+
+def test_a_body_that_comes_too_slowly_is_refused_by_name(tmp_path: Path) -> None:
+    with gateway(tmp_path, extra="[http]\nrequest_deadline_s = 0.5\nkeep_alive_s = 1.0\n") as node:
+        answer = said(node.http, request("slow", length=len(BODY) + 10))
+        assert status_of(answer) == 408
+        assert b"urn:headworks:problem:slow-body" in answer
+        assert b"connection: close" in answer.lower()
+        began = time.monotonic()
+        with socket.create_connection(("127.0.0.1", node.http), 5) as sock:
+            sock.sendall(b"POST /v1/telemetry/s HTTP/1.1\r\nHost:")  # and the rest never comes
+            assert sock.recv(1000) == b""
+        assert time.monotonic() - began < 4
+        assert node.status()["ledger"] == {}

@@ -57,3 +57,50 @@ class Publisher:
 
     def sent(self) -> set[tuple[str, int]]:
         return {(self.name, seq) for seq in range(1, self.seq + 1)}
+
+
+class ExactlyOncePublisher(Publisher):
+    """The same with QoS 2 and a kept session: `acknowledged` once the PUBREC is there."""
+
+    def __init__(self, name: str, window: int) -> None:
+        super().__init__(name, window)
+        self.released: set[int] = set()
+
+    def _connect(self) -> bytes:
+        packet = bytearray(connect_packet(self.name.encode()))
+        packet[9] = 0  # clean session off
+        return bytes(packet)
+
+    def _publish(self, seq: int, *, again: bool) -> bytes:
+        packet = bytearray(self._packet(seq, again=again))
+        packet[0] += 2
+        return bytes(packet)
+
+    async def _session(self, port: int, over: asyncio.Event) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            writer.write(self._connect())
+            connack = await reader.readexactly(4)
+            assert connack[2] or not self.released, "a session with answered messages was forgotten"
+            for packet_id in self.released:
+                writer.write(b"\x62\x02" + packet_id.to_bytes(2, "big"))
+            for seq in sorted(self.unacknowledged.values()):
+                writer.write(self._publish(seq, again=True))
+            while not over.is_set() or self.unacknowledged or self.released:
+                while len(self.unacknowledged) + len(self.released) < self._window and not over.is_set():
+                    self.seq += 1
+                    self.unacknowledged[self.seq % 65_535 + 1] = self.seq
+                    writer.write(self._publish(self.seq, again=False))
+                answer = await reader.readexactly(4)
+                packet_id = int.from_bytes(answer[2:], "big")
+                if answer[0] == 0x50:
+                    seq = self.unacknowledged.pop(packet_id)
+                    self.acknowledged.add((self.name, seq))
+                    self.released.add(packet_id)
+                    writer.write(b"\x62\x02" + answer[2:])
+                else:
+                    assert answer[0] == 0x70, answer
+                    self.released.discard(packet_id)
+                await asyncio.sleep(0.001)
+        finally:
+            writer.transport.abort()
