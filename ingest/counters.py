@@ -104,6 +104,7 @@ COUNTERS: Final = (
     ),
     Family("spool_commit_failures_total", "Commits that the disk refused; each is tried again."),
     Family("tls_reloads_total", "Reloads of certificates, by result.", "result", ("ok", "failed")),
+    Family("jwks_fetches_total", "Reads of the keys for tokens, by result.", "result", ("ok", "failed")),
     Family("sessions_taken_over_total", "MQTT sessions taken over by a new connection."),
     Family(
         "sink_calls_total", "Calls to the sink's service, by result.", "result", ("ok", "partial", "failed")

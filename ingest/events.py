@@ -122,6 +122,12 @@ class Events:
         else:
             self._say("error", "tls_reload_failed", error=error, kept="the previous set")
 
+    def jwks_fetched(self, error: str | None) -> None:
+        """Note that the keys for tokens were read, or why not."""
+        self._count("jwks_fetches_total", "ok" if error is None else "failed")
+        if error is not None:
+            self._say("warning", "jwks_fetch_failed", error=error, kept="the previous keys")
+
     def sink_called(self, result: str, refused: int = 0) -> None:
         """Count a call to the sink's service; `result` is ok, partial or failed."""
         self._count("sink_calls_total", result)

@@ -29,7 +29,7 @@ from ingest.pipeline import Pipeline, PipelineLimits
 from ingest.records import Group
 from ingest.replay import Replayer
 from ingest.routes import StreamRule, StreamRules
-from ingest.settings import Plan, Settings, split_bind
+from ingest.settings import Jwt, Plan, Settings, SettingsError, split_bind
 from ingest.spool.reader import Reader
 from ingest.spool.spool import Committed, Spool, SpoolLimits, State
 from ingest.spool.store import SpoolError, Store
@@ -40,12 +40,14 @@ from protocols.mqtt.reason import ReasonCode
 from protocols.mqtt.session import SessionLimits
 from routing.limits.allowance import Allowances, Policy, Rates, Terms, forget_worker
 from routing.tenancy.identity import Credential, Identity, Kind
-from routing.tenancy.jwt import JwtVerifier
+from routing.tenancy.jwt import JwksError, JwtVerifier
 from routing.tenancy.registry import DEFAULT_PLAN, Registry, Verdict
 
 RECEIVE_BUFFER_BYTES: Final = 262_144
 TICK_S: Final = 1.0
 LAG_TICK_S: Final = 0.1
+JWKS_REFETCH_S: Final = 5.0
+JWKS_DEADLINE_S: Final = 10.0
 NO_LIMITS: Final = Plan()
 
 
@@ -91,7 +93,7 @@ class Worker:
         )
         self._pipeline = self._make_pipeline()
         self._tls = self._make_tls()
-        self._jwt = JwtVerifier(settings.jwt, refused=Unauthenticated) if _uses_jwt(settings) else None
+        self._jwt = _make_jwt(settings.jwt) if _uses_jwt(settings) else None
         self._authenticator = Authenticator(
             certificate=self._certificate_identity,
             jwt=self._jwt.identity if self._jwt is not None else None,
@@ -306,7 +308,7 @@ class Worker:
                         self._shipper.run(self._sink),
                         self._keep_house(),
                         self._measure_lag(),
-                        *([self._jwt.run()] if self._jwt is not None else []),
+                        *([self._fetch_keys(self._jwt)] if self._jwt is not None else []),
                     )
                 ]
                 self._gauges[Gauge.PID] = float(os.getpid())
@@ -364,6 +366,9 @@ class Worker:
             except BlockingIOError:
                 return
             self._hub.heard(message)
+
+    async def _fetch_keys(self, jwt: JwtVerifier) -> None:
+        await jwt.run(refetch_s=JWKS_REFETCH_S, deadline_s=JWKS_DEADLINE_S, fetched=self._events.jwks_fetched)
 
     def _reload(self) -> None:
         if self._tls is not None:
@@ -461,6 +466,13 @@ def _mqtt_factory(hub: Hub, door: Door, buffer: memoryview) -> Callable[[], asyn
 
 def _context_of(store: TlsStore, *, mutual: bool, protocol: str) -> Callable[[], Any]:
     return lambda: store.context(mutual=mutual, protocol=protocol)
+
+
+def _make_jwt(section: Jwt) -> JwtVerifier:
+    try:
+        return JwtVerifier(section, refused=Unauthenticated)
+    except JwksError as error:
+        raise SettingsError(f"jwt.jwks_file {section.jwks_file}: {error}") from error
 
 
 def _uses_jwt(settings: Settings) -> bool:

@@ -1,16 +1,18 @@
 """JSON Web Tokens as credentials: RS256, ES256 and EdDSA, with the keys of a JWKS file or URL.
 
-A set of keys that cannot be fetched keeps the last good one. A token with a key id that is not known is
-refused, and makes the set be fetched again soon, at most every `REFETCH_S`.
+- A set of keys that cannot be read keeps the last good one, and is tried again soon.
+- A token with a key id that is not known is refused, and makes the set be read again soon.
+- Keys of a set that are for something else, or that make no sense, are passed over (RFC 7517, 5).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Literal, Protocol
 
 import aiohttp
 import jwt
@@ -19,9 +21,13 @@ import msgspec
 from routing.tenancy.identity import Credential, Identity, Kind
 
 ALGORITHMS: Final = ("RS256", "ES256", "EdDSA")
-REFETCH_S: Final = 5.0
-FETCH_DEADLINE_S: Final = 10.0
 JWKS_BYTES_MAX: Final = 1 << 20
+NAME: Final = re.compile(r"[A-Za-z0-9._~:@=-]{1,128}")
+"""What a topic can name; a token for anybody else would be good for nothing."""
+
+
+class JwksError(Exception):
+    """A set of keys cannot be read or has no key to use; the text says why, never with what is in it."""
 
 
 class JwtSettings(Protocol):
@@ -48,7 +54,10 @@ class JwtSettings(Protocol):
 
 
 class JwtVerifier:
-    """Checks tokens against the current keys; raises what `refused(text)` returns."""
+    """Checks tokens against the current keys; raises what `refused(text)` returns.
+
+    A file is read at once, so that a wrong one is known at the start: raises `JwksError`.
+    """
 
     def __init__(self, settings: JwtSettings, *, refused: Callable[[str], Exception]) -> None:
         self._settings = settings
@@ -56,15 +65,13 @@ class JwtVerifier:
         self._keys: dict[str | None, jwt.PyJWK] = {}
         self._wanted = asyncio.Event()
         if settings.jwks_file:
-            self._take(Path(settings.jwks_file).read_bytes())
-
-    def _take(self, content: bytes) -> None:
-        keys = jwt.PyJWKSet.from_dict(msgspec.json.decode(content, type=dict[str, Any])).keys
-        self._keys = {key.key_id: key for key in keys}
+            self._keys = keys_of(_read(Path(settings.jwks_file)))
 
     def identity(self, token: str) -> Identity:
         """Return whom a token names."""
         settings = self._settings
+        if not token.isascii():
+            raise self._refused("the token is not ASCII")
         try:
             header = jwt.get_unverified_header(token)
             key = self._keys.get(header.get("kid"))
@@ -80,41 +87,118 @@ class JwtVerifier:
                 leeway=settings.leeway_s,
                 options={"require": ["exp"], "verify_aud": bool(settings.audience)},
             )
-        except jwt.PyJWTError as error:
+            expires_s = float(claims["exp"]) + settings.leeway_s
+        except (jwt.PyJWTError, OverflowError) as error:
             raise self._refused(f"the token is refused: {type(error).__name__}") from error
         tenant = claims.get(settings.tenant_claim)
         device, gateway = claims.get(settings.device_claim), claims.get(settings.gateway_claim)
         name = gateway if device is None else device
-        if not isinstance(tenant, str) or not isinstance(name, str) or not tenant or not name:
-            raise self._refused("the token names no tenant and device")
+        if not (isinstance(tenant, str) and NAME.fullmatch(tenant)):
+            raise self._refused("the token names no tenant")
+        if not (isinstance(name, str) and NAME.fullmatch(name)):
+            raise self._refused("the token names no device")
         return Identity(
             tenant=tenant,
             name=name,
             kind=Kind.GATEWAY if device is None else Kind.DEVICE,
             credential=Credential.JWT,
             fingerprint=str(claims.get("jti", "")),
-            expires_s=float(claims["exp"]) + settings.leeway_s,
+            expires_s=expires_s,
         )
 
-    async def run(self) -> None:
-        """Keep the keys fresh until cancelled."""
-        settings = self._settings
+    async def run(
+        self, *, refetch_s: float, deadline_s: float, fetched: Callable[[str | None], None]
+    ) -> None:
+        """Keep the keys fresh until cancelled.
+
+        They are read again every `refresh_s` of the settings, and sooner for a token with an unknown key or
+        after a failure, but never within `refetch_s`. `fetched` hears None, or what was wrong, each time.
+        """
         while True:
             try:
-                if settings.jwks_url:
-                    self._take(await _fetch(settings.jwks_url))
-                else:
-                    self._take(await asyncio.to_thread(Path(settings.jwks_file).read_bytes))
-            except (OSError, aiohttp.ClientError, TimeoutError, jwt.PyJWTError, msgspec.DecodeError):
-                pass  # the last good keys stay
-            await asyncio.sleep(REFETCH_S)
+                self._keys = keys_of(await self._content(deadline_s))
+            except JwksError as error:
+                fetched(str(error))
+                self._wanted.set()
+            else:
+                fetched(None)
+            await asyncio.sleep(refetch_s)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wanted.wait(), settings.refresh_s)
+                await asyncio.wait_for(self._wanted.wait(), self._settings.refresh_s)
             self._wanted.clear()
 
+    async def _content(self, deadline_s: float) -> bytes:
+        if self._settings.jwks_url:
+            return await _fetch(self._settings.jwks_url, deadline_s)
+        return await asyncio.to_thread(_read, Path(self._settings.jwks_file))
 
-async def _fetch(url: str) -> bytes:
-    timeout = aiohttp.ClientTimeout(total=FETCH_DEADLINE_S)
-    async with aiohttp.ClientSession(timeout=timeout) as client, client.get(url) as response:
-        response.raise_for_status()
-        return await response.content.read(JWKS_BYTES_MAX)
+
+class _Jwk(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """The public members of a key that we know; all others are left behind, private ones too."""
+
+    kty: Literal["RSA", "EC", "OKP"]
+    kid: str | None = None
+    use: str | None = None
+    alg: str | None = None
+    crv: str | None = None
+    x: str | None = None
+    y: str | None = None
+    n: str | None = None
+    e: str | None = None
+
+
+class _Jwks(msgspec.Struct, frozen=True):
+    keys: list[msgspec.Raw]
+
+
+def keys_of(content: bytes) -> dict[str | None, jwt.PyJWK]:
+    """Return the keys of a set that can check signatures, by id; raises `JwksError`."""
+    try:
+        members = msgspec.json.decode(content, type=_Jwks).keys
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise JwksError(f"not a JWKS: {error}") from error
+    keys = {}
+    for member in members:
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError, jwt.PyJWTError):
+            key = jwt.PyJWK(msgspec.to_builtins(msgspec.json.decode(member, type=_Jwk)))
+            if key.algorithm_name in ALGORITHMS and key.public_key_use in {None, "sig"}:
+                keys[key.key_id] = key
+    if not keys:
+        raise JwksError(f"a JWKS without a key for {', '.join(ALGORITHMS)}")
+    return keys
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(JWKS_BYTES_MAX + 1)
+    except OSError as error:
+        raise JwksError(f"cannot be read: {error.strerror}") from error
+    _refuse_huge(len(content))
+    return content
+
+
+async def _fetch(url: str, deadline_s: float) -> bytes:
+    timeout = aiohttp.ClientTimeout(total=deadline_s)
+    content = bytearray()
+    try:
+        async with aiohttp.ClientSession(timeout=timeout) as client, client.get(url) as response:
+            response.raise_for_status()
+            async for part in response.content.iter_any():
+                content += part
+                _refuse_huge(len(content))
+    except TimeoutError as error:
+        raise JwksError(f"no answer within {deadline_s:g} s") from error
+    except aiohttp.ClientResponseError as error:
+        raise JwksError(f"the answer is {error.status} {error.message}") from error
+    except OSError as error:
+        raise JwksError(f"cannot be fetched: {error}") from error
+    except (aiohttp.ClientError, ValueError) as error:
+        # Their text may repeat the URL, which may hold a secret. ValueError: a host that is no name.
+        raise JwksError(f"cannot be fetched: {type(error).__name__}") from error
+    return bytes(content)
+
+
+def _refuse_huge(size: int) -> None:
+    if size > JWKS_BYTES_MAX:
+        raise JwksError(f"more than {JWKS_BYTES_MAX} bytes")
