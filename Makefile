@@ -46,8 +46,13 @@ imports: setup   ## Check the direction of imports
 fuzz: setup      ## Fuzz the MQTT parser for a minute
 	$(BIN)/python -m tests.fuzz.fuzz_mqtt -max_total_time=60
 
-bench: setup     ## Run the micro-benchmarks
-	$(BIN)/python -m pytest bench --benchmark-autosave --benchmark-compare-fail=mean:50% --benchmark-columns=mean,stddev,ops
+bench: setup     ## Run the micro-benchmarks and compare with the last saved run (AGAINST=0003: with that one)
+	@saved=.benchmarks/$$($(BIN)/python -c "from pytest_benchmark.utils import get_machine_id; print(get_machine_id())"); \
+	if ls $$saved/*.json >/dev/null 2>&1; then \
+	    compare="--benchmark-compare$(if $(AGAINST),=$(AGAINST)) --benchmark-compare-fail=min:75%"; fi; \
+	$(BIN)/python -m pytest bench -q -p no:randomly --benchmark-autosave $$compare \
+	    --benchmark-max-time=1 --benchmark-min-time=0.0001 \
+	    --benchmark-sort=name --benchmark-columns=min,median,mean,stddev --benchmark-time-unit=us
 
 side-by-side: setup  ## Compare with Mosquitto on one core, in turns
 	$(BIN)/python -m bench.side_by_side.run
