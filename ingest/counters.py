@@ -131,7 +131,7 @@ class Histogram:
         self.end = start + len(bounds) + 2
 
     def observe(self, block: memoryview[int], value: float, count: int = 1) -> None:
-        """Count `count` observations of `value`. Hot: once a commit and connection."""
+        """Count `count` observations of `value`: once a commit, once a connection."""
         block[self.start + bisect.bisect_left(self.bounds, value)] += count
         block[self.end - 1] += int(value / self.unit) * count
 

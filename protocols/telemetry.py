@@ -58,7 +58,10 @@ _MSGPACK_ONE: Final = msgspec.msgpack.Decoder(Telemetry)
 _MSGPACK_LIST: Final = msgspec.msgpack.Decoder(list[Telemetry])
 
 decode_one_json: Final[Callable[[bytes], Telemetry]] = _JSON_ONE.decode
-"""Decode one JSON object; raises `msgspec.DecodeError` or UnicodeDecodeError. For the hot path."""
+"""Decode one JSON object; raises `msgspec.DecodeError` or UnicodeDecodeError.
+
+Hot: guarded by bench/test_telemetry.py::test_decode_one_json.
+"""
 
 
 def form_of(payload: bytes) -> Form:

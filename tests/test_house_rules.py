@@ -47,6 +47,18 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+def hot_lines() -> list[str]:
+    files = [path for folder in ("ingest", "protocols", "routing") for path in (ROOT / folder).rglob("*.py")]
+    return sorted(line for path in files for line in re.findall(r"Hot: .*", path.read_text()))
+
+
+@pytest.mark.parametrize("line", hot_lines())
+def test_what_is_hot_names_a_benchmark_that_exists(line: str) -> None:
+    named = re.match(r"Hot: guarded by (bench/\w+\.py)::(\w+)\.", line)
+    assert named
+    assert f"\ndef {named[2]}(" in (ROOT / named[1]).read_text()
+
+
 @pytest.mark.parametrize("page", sorted((ROOT / "docs/decisions").glob("*.md")), ids=lambda page: page.name)
 def test_a_decision_has_its_four_parts(page: Path) -> None:
     text = page.read_text()

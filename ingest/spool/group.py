@@ -49,7 +49,10 @@ class OpenGroup:
         return bool(self.runs or self.replies or self.statements)
 
     def append(self, run: Run, payload_bytes: int) -> int:
-        """Add `run` and return the index of its first record in the group."""
+        """Add `run` and return the index of its first record in the group.
+
+        Hot: guarded by bench/test_spool.py::test_append.
+        """
         first = self.records
         count = run.count
         self.runs.append(run)
