@@ -12,7 +12,7 @@ import errno
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import aiofastnet
 
@@ -21,6 +21,22 @@ from ingest.gate import Gate
 
 OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 DESCRIPTORS_WAIT_S: Final = 0.1
+GONE: Final = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EPERM,
+        errno.EPROTO,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENONET,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ETIMEDOUT,
+    }
+)
+"""What is wrong with the peer that `accept` would have returned, and not with our socket (accept(2))."""
 SHUTDOWN_DEADLINE_S: Final = 2.0
 """How long a peer may take to answer a TLS close; many never do."""
 
@@ -76,6 +92,8 @@ class Acceptor:
 
     async def run(self) -> None:
         """Accept until cancelled."""
+        if self._loop.get_exception_handler() is None:
+            self._loop.set_exception_handler(_report)
         async with asyncio.TaskGroup() as self._tasks:
             self._open = True
             self._start()
@@ -106,15 +124,15 @@ class Acceptor:
         self._loop.call_later(wait_s, self._start)
 
     def _ready(self) -> None:
-        count, wait_s = self._gate.admit(clock.monotonic_s())
-        if self._handshakes >= self._handshakes_max:
-            count, wait_s = 0, 0.01
+        count, wait_s = self._gate.admit(clock.monotonic_s(), self._handshakes_max - self._handshakes)
         for _ in range(count):
             try:
                 peer, address = self._sock.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
+                if error.errno in GONE:
+                    continue
                 if error.errno not in OUT_OF_DESCRIPTORS:
                     raise
                 self._refused("descriptors", "")
@@ -125,7 +143,7 @@ class Acceptor:
             self._wait(wait_s)
 
     def _take(self, peer: socket.socket, name: str) -> None:
-        if not self._gate.accepted(clock.monotonic_s(), self._connections() + self._handshakes):
+        if not self._gate.accepted(clock.monotonic_s(), self._connections()):
             self._refused("connection_cap", name)
             peer.close()
             return
@@ -156,3 +174,13 @@ class Acceptor:
             self._failed(error, name)
         finally:
             self._handshakes -= 1
+            self._gate.settled()
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Report what the loop was told, but a peer that hangs up in its handshake: `failed` hears of that.
+
+    aiofastnet tells the loop too, with a class for an exception, which cannot be logged.
+    """
+    if context.get("exception") is not ConnectionResetError:
+        loop.default_exception_handler(context)
