@@ -1,7 +1,8 @@
 """`Idempotency-Key`: the same request twice is one message, on any worker and after a crash.
 
-A key belongs to a tenant and an identity. Its record is in the node's shared memory while the node runs,
-and in the spool, in the transaction of its group, for when it does not
+A key belongs to an identity: its tenant, its kind and its name. What is the same request is said by a
+digest of where the message goes and of the message. The record of a key is in the node's shared memory
+while the node runs, and in the spool, in the transaction of its group, for when it does not
 (draft-ietf-httpapi-idempotency-key-header-07).
 """
 
@@ -25,7 +26,7 @@ KEY_CHARACTERS_MAX: Final = 255
 KEEP: Final = "INSERT OR REPLACE INTO idempotency (key, value, expires_s) VALUES (?, ?, ?)"
 EXPIRE: Final = "DELETE FROM idempotency WHERE expires_s < ?"
 _RECORD: Final = struct.Struct("<BxHI8sQII24sd")
-"""State, worker, epoch, body digest, group number, first index, count, boot, when it expires."""
+"""State, worker, epoch, digest, group number, first index, count, boot, when it expires."""
 assert _RECORD.size <= 64
 
 
@@ -43,7 +44,7 @@ class Known(enum.Enum):
     NEW = "new"
     UNDER_WAY = "under_way"
     DONE = "done"
-    OTHER_BODY = "other_body"
+    OTHER_REQUEST = "other_request"
 
 
 class Answered(msgspec.Struct, frozen=True):
@@ -52,6 +53,13 @@ class Answered(msgspec.Struct, frozen=True):
     group: str
     first_index: int
     count: int
+
+
+def digest_of(names: tuple[str, str, str], body: bytes) -> bytes:
+    """Return what tells a request from others: its target (tenant, device, stream) and its body."""
+    digest = hashlib.blake2b("\0".join((*names, "")).encode(errors="surrogatepass"), digest_size=8)
+    digest.update(body)
+    return digest.digest()
 
 
 class Idempotency:
@@ -77,26 +85,21 @@ class Idempotency:
         self._keep_s = keep_s
 
     def begin(
-        self, identity: Identity, key: str, body: bytes, now_s: float
+        self, identity: Identity, key: str, digest: bytes, now_s: float
     ) -> tuple[Known, Answered | None, bytes]:
         """Claim a key; return what is known of it, its answer if it has one, and its record's key."""
-        record_key = table_key("idempotency", identity.tenant, identity.name, key)
-        digest = hashlib.blake2b(body, digest_size=8).digest()
+        record_key = table_key("idempotency", identity.tenant, identity.kind.value, identity.name, key)
         with self._directory.locked(record_key):
             held = self._directory.get(record_key)
             if held is not None:
                 state, worker, epoch, old, number, first, count, boot, expires_s = _RECORD.unpack_from(held)
                 if state == State.DONE and expires_s > now_s:
                     if old != digest:
-                        return Known.OTHER_BODY, None, record_key
+                        return Known.OTHER_REQUEST, None, record_key
                     group = f"{self._node}-{boot.rstrip(bytes(1)).decode()}-{number}"
                     return Known.DONE, Answered(group, first, count), record_key
                 if state == State.UNDER_WAY and self._alive(worker, epoch):
-                    return (
-                        Known.UNDER_WAY if old == digest else Known.OTHER_BODY,
-                        None,
-                        record_key,
-                    )
+                    return Known.UNDER_WAY if old == digest else Known.OTHER_REQUEST, None, record_key
             self._put(record_key, State.UNDER_WAY, digest, (0, 0, 0), now_s)
         return Known.NEW, None, record_key
 
@@ -112,10 +115,9 @@ class Idempotency:
         return value
 
     def statement(
-        self, record_key: bytes, body: bytes, where: tuple[int, int, int], now_s: float
+        self, record_key: bytes, digest: bytes, where: tuple[int, int, int], now_s: float
     ) -> Statement:
         """Return the row that goes with the group (number, first index, count) of the answer."""
-        digest = hashlib.blake2b(body, digest_size=8).digest()
         value = _RECORD.pack(
             State.DONE, self._worker, self._epoch, digest, *where, self._boot.encode(), now_s + self._keep_s
         ).ljust(64, b"\0")
@@ -123,11 +125,8 @@ class Idempotency:
 
     def done(self, record_key: bytes, statement: Statement) -> None:
         """Note that the answer is durable."""
-        with self._directory.locked(record_key):
-            try:
-                self._directory.put(record_key, statement[1][1])
-            except TableFullError:
-                return
+        with self._directory.locked(record_key), contextlib.suppress(TableFullError):
+            self._directory.put(record_key, statement[1][1])
 
     def abandon(self, record_key: bytes) -> None:
         """Free a key whose request was refused."""
@@ -138,8 +137,6 @@ class Idempotency:
         """Take in the keys that an earlier run kept."""
         for record_key, value, expires_s in rows:
             if expires_s > now_s:
-                with self._directory.locked(record_key):
-                    try:
-                        self._directory.put(record_key, value)
-                    except TableFullError:
-                        return
+                # A full directory takes no new key, and still all that are in it as claims.
+                with self._directory.locked(record_key), contextlib.suppress(TableFullError):
+                    self._directory.put(record_key, value)

@@ -24,7 +24,7 @@ from ingest.authentication import Authenticator, Door, Peer, Unauthenticated, pe
 from ingest.counters import Closing, ConnectRefusal, Protocol
 from ingest.events import Events
 from ingest.http import mqtt_websocket, websocket
-from ingest.http.idempotency import KEY_CHARACTERS_MAX, Answered, Idempotency, Known
+from ingest.http.idempotency import KEY_CHARACTERS_MAX, Answered, Idempotency, Known, digest_of
 from ingest.http.problem import of_disk_error, of_refusal, problem
 from ingest.mqtt.hub import Hub
 from ingest.outcome import Outcome
@@ -254,8 +254,9 @@ class HttpListener:
         key = request.headers.get("Idempotency-Key")
         if key is None:
             return await self._submit(producer, names, body)
-        if not 1 <= len(key) <= KEY_CHARACTERS_MAX:
-            return problem(400, "bad-idempotency-key", f"a key has 1 to {KEY_CHARACTERS_MAX} characters")
+        if not (1 <= len(key) <= KEY_CHARACTERS_MAX and key.isprintable()):
+            text = f"a key has 1 to {KEY_CHARACTERS_MAX} printable characters"
+            return problem(400, "bad-idempotency-key", text)
         return await self._submit_once(producer, names, body, key)
 
     def _producer(self, request: web.BaseRequest) -> Producer | web.Response:
@@ -341,9 +342,10 @@ class HttpListener:
         self, producer: Producer, names: tuple[str, str, str], body: bytes, key: str
     ) -> web.Response:
         now_s = clock.unix_s()
-        known, answered, record_key = self._keys.begin(producer.identity, key, body, now_s)
-        if known is Known.OTHER_BODY:
-            return problem(422, "idempotency-key-reused", "the key was used for another body")
+        digest = digest_of(names, body)
+        known, answered, record_key = self._keys.begin(producer.identity, key, digest, now_s)
+        if known is Known.OTHER_REQUEST:
+            return problem(422, "idempotency-key-reused", "the key was used for another stream or body")
         if known is Known.UNDER_WAY:
             return problem(
                 409, "idempotency-key-under-way", "the first request is under way", retry_after_s=1
@@ -354,7 +356,7 @@ class HttpListener:
 
         def also(group: str, first: int, count: int) -> list[Statement]:
             number = int(group.rpartition("-")[2])
-            rows.append(self._keys.statement(record_key, body, (number, first, count), now_s))
+            rows.append(self._keys.statement(record_key, digest, (number, first, count), now_s))
             return rows
 
         waiter = Durable()

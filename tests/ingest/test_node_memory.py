@@ -203,12 +203,14 @@ def test_an_idempotency_key_makes_room_once_it_has_expired(make: Making) -> None
     keys = Idempotency(
         memory.idempotency, node="n", worker=0, epoch=1, boot="b", alive=lambda *_: True, keep_s=60.0
     )
-    now_s = clock.unix_s()
-    keys.begin(IDENTITY, "first", b"", now_s - 61.0)
-    keys.begin(IDENTITY, "second", b"", now_s)
-    assert keys.begin(IDENTITY, "second", b"", now_s)[0] is Known.UNDER_WAY, "it took the place of the first"
-    keys.begin(IDENTITY, "third", b"", now_s)
-    assert keys.begin(IDENTITY, "third", b"", now_s)[0] is Known.NEW, "no room: the second is still good"
+    now_s, digest = clock.unix_s(), bytes(8)
+    keys.begin(IDENTITY, "first", digest, now_s - 61.0)
+    keys.begin(IDENTITY, "second", digest, now_s)
+    assert keys.begin(IDENTITY, "second", digest, now_s)[0] is Known.UNDER_WAY, (
+        "it took the place of the first"
+    )
+    keys.begin(IDENTITY, "third", digest, now_s)
+    assert keys.begin(IDENTITY, "third", digest, now_s)[0] is Known.NEW, "no room: the second is still good"
 
 
 def test_a_message_reaches_the_worker_it_is_for(make: Making) -> None:
