@@ -193,6 +193,8 @@ class Registry:
 
     def identity_of_key(self, presented: str, now_s: float) -> Identity | None:
         """Return whom a presented key names, or None when it is wrong, revoked or expired."""
+        if not presented.isascii():
+            return None
         prefix, _, rest = presented.partition("_")
         identifier, _, secret = rest.partition("_")
         row = self._connection.execute(

@@ -111,6 +111,14 @@ def test_a_wrong_method_or_path_is_a_problem(node: Gateway, method: str, path: s
     assert b"application/problem+json" in answer
 
 
+@pytest.mark.parametrize("key", [b"hw_\xff_\xfe", "hw_é".encode(), b"\xff"])
+def test_a_credential_that_is_not_ascii_is_refused_and_not_an_error_of_ours(
+    node: Gateway, key: bytes
+) -> None:
+    answer = said(node.http, request("s").replace(b"Host: x\r\n", b"Host: x\r\nX-API-Key: " + key + b"\r\n"))
+    assert status_of(answer) == 401
+
+
 def test_mqtt_that_is_none_is_closed_and_counted(node: Gateway) -> None:
     before = node.metric('headworks_protocol_errors_total{protocol="mqtt"}')
     assert said(node.mqtt, b"GET / HTTP/1.1\r\n\r\n") == b""
