@@ -74,13 +74,14 @@ def load(files: TlsFiles, *, node_secret: bytes, now_s: float) -> TlsMaterial:
     )
     updates = [crl.next_update_utc.timestamp() for crl in lists if crl.next_update_utc is not None]
     trust += hashlib.sha256("".join(sorted(revoked)).encode()).digest()
-    keys = tickets.derive_keys(node_secret, trust)
     contexts = {
         (mutual, protocol): _context(files, mutual=mutual, protocol=protocol)
         for mutual in ((False, True) if files.client_ca else (False,))
         for protocol in ("mqtt", "http")
     }
-    shared = False not in {tickets.share(context, keys) for context in contexts.values()}
+    # A session that began without a certificate must not be resumed where one is asked for.
+    keys = {mutual: tickets.derive_keys(node_secret, trust + bytes((mutual,))) for mutual in (False, True)}
+    shared = False not in {tickets.share(context, keys[mutual]) for (mutual, _), context in contexts.items()}
     return TlsMaterial(
         contexts=contexts,
         revoked=revoked,
