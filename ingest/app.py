@@ -10,14 +10,18 @@ import secrets
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
 from ingest import clock
 from ingest.admin import Admin
+from ingest.http import idempotency
 from ingest.logs import make_log
 from ingest.node_memory import MemoryLimits, NodeMemory
 from ingest.settings import Settings, SettingsError, split_bind
+from ingest.spool.inspect import spools
+from ingest.spool.reader import Reader
 from ingest.spool.store import SpoolError, Store
 from ingest.supervisor import Supervisor
 from ingest.tls.material import TlsMaterialError, load
@@ -90,6 +94,17 @@ def _leftover_spools(data_dir: Path, workers: int) -> list[Path]:
     return [path for path in found if int(path.parent.name.removeprefix("worker-")) >= workers]
 
 
+def _load_keys(memory: NodeMemory, data_dir: Path, log: Any) -> None:
+    """Let every worker know the idempotency keys of all, however long its siblings take to start."""
+    for path in spools(data_dir):
+        try:
+            reader = Reader(path)
+            idempotency.load(memory.idempotency, reader.keys(), clock.unix_s())
+            reader.close()
+        except SpoolError as error:  # its worker will not start either, and says so
+            log.warning("idempotency_keys_unread", error=str(error))
+
+
 def serve(settings: Settings) -> int:
     """Run a node until it is told to stop; the exit code of the process. Raises `StartError`."""
     check(settings)
@@ -109,6 +124,7 @@ def serve(settings: Settings) -> int:
         ),
         data_dir / "node.lock",
     )
+    _load_keys(memory, data_dir, log)
     secret = secrets.token_bytes(32)
 
     def worker_main(index: int) -> int:

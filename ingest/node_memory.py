@@ -182,6 +182,16 @@ class NodeMemory:
         for gauge in GONE_WITH_THE_PROCESS:
             gauges[gauge] = 0.0
 
+    def unsettled(self, worker: int, epoch: int) -> bool:
+        """Tell whether what `worker` began in `epoch` may still turn out to be in its spool.
+
+        So it is while it lives, and after that until its successor has read the spool and is READY.
+        """
+        if worker >= self.workers:
+            return False
+        gauges = self.gauges(worker)
+        return gauges[Gauge.EPOCH] == epoch or gauges[Gauge.STATE] < WorkerState.READY
+
     def tenant_index(self, tenant: str) -> int:
         """Return where the counters of `tenant` stand; the same in every worker."""
         index = self._names.get(tenant)

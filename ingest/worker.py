@@ -21,6 +21,7 @@ from ingest.delivery.sink import Poison, Sink
 from ingest.delivery.sinks import make_sink
 from ingest.events import Events
 from ingest.gate import Gate
+from ingest.http import idempotency
 from ingest.http.listener import HttpListener
 from ingest.mqtt.connection import MqttProtocol
 from ingest.mqtt.hub import READ_SESSIONS, Hub, HubLimits
@@ -112,11 +113,12 @@ class Worker:
             admits=self._admits,
             allowances=self._allowances,
             directory=memory.idempotency,
-            alive=self._is_alive,
+            unsettled=memory.unsettled,
             hub=self._hub,
             events=self._events,
         )
-        self._http.load(self._store.rows("SELECT key, value, expires_s FROM idempotency"))
+        # Before READY: until then, what the last worker of this index had claimed counts as under way.
+        idempotency.load(memory.idempotency, self._reader.keys(), clock.unix_s())
         self._gate = Gate(
             rate_per_s=settings.accept.rate_per_s,
             lag_max_s=settings.accept.loop_lag_max_s,
@@ -249,9 +251,6 @@ class Worker:
         limits = self._settings.limits
         plan = limits.get(self._registry.plan_of(tenant)) or limits.get(DEFAULT_PLAN) or NO_LIMITS
         return terms_of(plan)
-
-    def _is_alive(self, worker: int, epoch: int) -> bool:
-        return worker < self._memory.workers and self._memory.gauges(worker)[Gauge.EPOCH] == epoch
 
     # What the parts report.
 

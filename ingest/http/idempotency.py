@@ -12,7 +12,7 @@ import contextlib
 import enum
 import hashlib
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
@@ -28,6 +28,10 @@ EXPIRE: Final = "DELETE FROM idempotency WHERE expires_s < ?"
 _RECORD: Final = struct.Struct("<BxHI8sQII24sd")
 """State, worker, epoch, digest, group number, first index, count, boot, when it expires."""
 assert _RECORD.size <= 64
+
+
+Row = tuple[bytes, bytes, float]
+"""A key as a spool keeps it: its record's key, its record, when it expires."""
 
 
 class State(enum.IntEnum):
@@ -63,7 +67,10 @@ def digest_of(names: tuple[str, str, str], body: bytes) -> bytes:
 
 
 class Idempotency:
-    """One worker's view of the node's keys."""
+    """One worker's view of the node's keys.
+
+    `unsettled(worker, epoch)` says whether what a worker claimed in an epoch may still turn out to be stored.
+    """
 
     def __init__(
         self,
@@ -73,7 +80,7 @@ class Idempotency:
         worker: int,
         epoch: int,
         boot: str,
-        alive: Callable[[int, int], bool],
+        unsettled: Callable[[int, int], bool],
         keep_s: float,
     ) -> None:
         self._directory = directory
@@ -81,7 +88,7 @@ class Idempotency:
         self._worker = worker
         self._epoch = epoch
         self._boot = boot
-        self._alive = alive
+        self._unsettled = unsettled
         self._keep_s = keep_s
 
     def begin(
@@ -98,7 +105,7 @@ class Idempotency:
                         return Known.OTHER_REQUEST, None, record_key
                     group = f"{self._node}-{boot.rstrip(bytes(1)).decode()}-{number}"
                     return Known.DONE, Answered(group, first, count), record_key
-                if state == State.UNDER_WAY and self._alive(worker, epoch):
+                if state == State.UNDER_WAY and self._unsettled(worker, epoch):
                     return Known.UNDER_WAY if old == digest else Known.OTHER_REQUEST, None, record_key
             self._put(record_key, State.UNDER_WAY, digest, (0, 0, 0), now_s)
         return Known.NEW, None, record_key
@@ -133,10 +140,11 @@ class Idempotency:
         with self._directory.locked(record_key):
             self._directory.remove(record_key)
 
-    def load(self, rows: Sequence[tuple[bytes, bytes, float]], now_s: float) -> None:
-        """Take in the keys that an earlier run kept."""
-        for record_key, value, expires_s in rows:
-            if expires_s > now_s:
-                # A full directory takes no new key, and still all that are in it as claims.
-                with self._directory.locked(record_key), contextlib.suppress(TableFullError):
-                    self._directory.put(record_key, value)
+
+def load(directory: Table, rows: Iterable[Row], now_s: float) -> None:
+    """Take the keys of a spool into a directory, before anybody is served who could ask for them."""
+    for record_key, value, expires_s in rows:
+        if expires_s > now_s:
+            # A full directory takes no new key, and still all that are in it as claims.
+            with directory.locked(record_key), contextlib.suppress(TableFullError):
+                directory.put(record_key, value)

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from ingest.authentication import Authenticator, Door, Peer, Unauthenticated, pe
 from ingest.counters import Closing, ConnectRefusal, Protocol
 from ingest.events import Events
 from ingest.http import mqtt_websocket, websocket
-from ingest.http.idempotency import KEY_CHARACTERS_MAX, Answered, Idempotency, Known, digest_of
+from ingest.http.idempotency import EXPIRE, KEY_CHARACTERS_MAX, Answered, Idempotency, Known, digest_of
 from ingest.http.problem import of_disk_error, of_refusal, problem
 from ingest.mqtt.hub import Hub
 from ingest.outcome import Outcome
@@ -128,7 +128,7 @@ class HttpListener:
         admits: Callable[[Identity], ConnectRefusal | None],
         allowances: Allowances,
         directory: Table,
-        alive: Callable[[int, int], bool],
+        unsettled: Callable[[int, int], bool],
         hub: Hub,
         events: Events,
     ) -> None:
@@ -146,7 +146,7 @@ class HttpListener:
             worker=worker,
             epoch=epoch,
             boot=spool.boot,
-            alive=alive,
+            unsettled=unsettled,
             keep_s=settings.idempotency_s,
         )
         self._servers: list[_Server] = []
@@ -203,10 +203,6 @@ class HttpListener:
             if unwanted(socket.producer.identity):
                 socket.close(1008, text)
 
-    def load(self, rows: Sequence[tuple[bytes, bytes, float]]) -> None:
-        """Take in the idempotency keys that an earlier run kept."""
-        self._keys.load(rows, clock.unix_s())
-
     def expire(self, now_s: float) -> None:
         """Close WebSockets whose credential is over, and forget old idempotency keys once a minute."""
         for socket in list(self.websockets):
@@ -214,7 +210,7 @@ class HttpListener:
             if expires_s is not None and expires_s <= now_s:
                 socket.close(1008, "the credential has expired")
         if int(now_s) % 60 == 0:
-            self.spool.store([("DELETE FROM idempotency WHERE expires_s < ?", (now_s,))])
+            self.spool.store([(EXPIRE, (now_s,))])
 
     # Requests.
 

@@ -70,6 +70,14 @@ class Reader:
         row = self._one("SELECT count(*) FROM dead_letters")
         return 0 if row is None else int(row[0])
 
+    def keys(self) -> list[tuple[bytes, bytes, float]]:
+        """Return the idempotency keys with their records and when they expire."""
+        try:
+            rows: list[tuple[bytes, bytes, float]] = self._connection.execute(schema.READ_KEYS).fetchall()
+        except sqlite3.Error as error:
+            raise SpoolError(f"cannot read {self._path}: {error}") from error
+        return rows
+
     def replays(self, letters_max: int) -> list[Replay]:
         """Return the dead letters that wait to be accepted again."""
         try:

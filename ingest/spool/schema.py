@@ -120,6 +120,7 @@ INSERT_DEAD_LETTER: Final = (
     "(at_ms, tenant, device, stream, reason, detail, received_at_ms, booking, payload) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
+READ_KEYS: Final = "SELECT key, value, expires_s FROM idempotency"
 READ_REPLAYS: Final = (
     "SELECT number, tenant, device, stream, received_at_ms, payload FROM dead_letters "
     "WHERE replay ORDER BY number LIMIT ?"

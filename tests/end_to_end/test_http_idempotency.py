@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import ssl
+import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.end_to_end.test_clients import client_tls, found, new_stream, telemetry
-from tests.support.gateway import Gateway
+from tests.support.gateway import Gateway, gateway
 
 pytestmark = pytest.mark.end_to_end
 
@@ -56,3 +61,46 @@ def test_a_gateway_and_a_device_of_one_name_never_share_a_key(node: Gateway) -> 
 def test_a_key_that_is_none_is_refused(node: Gateway, key: str) -> None:
     status, problem = post(url_of(node, "a", new_stream()), key)
     assert (status, problem["type"]) == (400, "urn:headworks:problem:bad-idempotency-key")
+
+
+@contextlib.contextmanager
+def disk_that_hangs(spool: Path) -> Iterator[None]:
+    """Let no commit to this spool end: SQLite waits for whoever else is writing."""
+    connection = sqlite3.connect(spool, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+        connection.close()
+
+
+def test_a_claim_of_a_killed_worker_is_under_way_until_its_successor_is_ready(tmp_path: Path) -> None:
+    with gateway(tmp_path, workers=2) as node, contextlib.ExitStack() as locks:
+        spools = [node.data_dir / f"worker-{number}" / "spool.db" for number in range(2)]
+        held = [locks.enter_context(contextlib.ExitStack()) for _ in spools]
+        for lock, spool in zip(held, spools, strict=True):
+            lock.enter_context(disk_that_hangs(spool))
+        url, stream = url_of(node, "d", "s"), new_stream()
+
+        def forgotten() -> None:
+            with contextlib.suppress(OSError):
+                post(url, stream)
+
+        first = threading.Thread(target=forgotten)
+        first.start()
+
+        def connections() -> list[int]:
+            return [worker["connections"] for worker in node.status()["workers"]]
+
+        node.wait_until(lambda: sum(connections()) == 1)
+        owner = connections().index(1)
+        node.kill_worker(owner)
+        first.join()
+        held[1 - owner].close()
+        status, problem = post(url, stream)
+        assert (status, problem["type"]) == (409, "urn:headworks:problem:idempotency-key-under-way")
+        held[owner].close()
+        node.wait_until(lambda: node.get("/readyz")[0] == 200)
+        assert post(url, stream)[0] == 202, "the first was never stored"
+        found(node, "s", 1)

@@ -22,7 +22,7 @@ from ingest.node_memory import (
     NodeMemory,
     WorkerState,
 )
-from routing.limits.allowance import table_key
+from routing.limits.allowance import row_bytes, table_key
 from routing.limits.shared_table import TableFullError
 from routing.tenancy.identity import Credential, Identity, Kind
 
@@ -100,7 +100,7 @@ def test_no_part_of_the_memory_reaches_into_another(make: Making, workers: int) 
         assert not list(table.items())
     assert memory.tenant_index("x" * TENANT_NAME_BYTES_MAX) == 1
     for kind, table in (("d", memory.devices), ("t", memory.tenants)):
-        table.put(table_key(kind), b"\xff" * (24 + 2 * workers))
+        table.put(table_key(kind), b"\xff" * row_bytes(workers))
     memory.sessions.put(table_key("s"), b"\xff" * SESSION_VALUE.size)
     memory.idempotency.put(table_key("i"), b"\xff" * 64)
     for worker in range(workers):
@@ -201,7 +201,7 @@ def test_a_session_makes_room_once_it_is_over(
 def test_an_idempotency_key_makes_room_once_it_has_expired(make: Making) -> None:
     memory = make(1)
     keys = Idempotency(
-        memory.idempotency, node="n", worker=0, epoch=1, boot="b", alive=lambda *_: True, keep_s=60.0
+        memory.idempotency, node="n", worker=0, epoch=1, boot="b", unsettled=lambda *_: True, keep_s=60.0
     )
     now_s, digest = clock.unix_s(), bytes(8)
     keys.begin(IDENTITY, "first", digest, now_s - 61.0)
@@ -211,6 +211,27 @@ def test_an_idempotency_key_makes_room_once_it_has_expired(make: Making) -> None
     )
     keys.begin(IDENTITY, "third", digest, now_s)
     assert keys.begin(IDENTITY, "third", digest, now_s)[0] is Known.NEW, "no room: the second is still good"
+
+
+@pytest.mark.parametrize(
+    ("epoch", "state", "unsettled"),
+    [
+        (1, WorkerState.READY, True),
+        (1, WorkerState.ABSENT, True),  # died a moment ago
+        (2, WorkerState.ABSENT, True),
+        (2, WorkerState.STARTING, True),  # its spool is being read
+        (2, WorkerState.READY, False),
+        (2, WorkerState.DRAINING, False),
+    ],
+)
+def test_what_a_worker_began_is_settled_once_its_successor_is_ready(
+    make: Making, epoch: int, state: WorkerState, unsettled: bool
+) -> None:
+    memory = make(1)
+    memory.gauges(0)[Gauge.EPOCH] = epoch
+    memory.gauges(0)[Gauge.STATE] = state
+    assert memory.unsettled(0, 1) is unsettled
+    assert not memory.unsettled(1, 1), "there is no such worker any more"
 
 
 def test_a_message_reaches_the_worker_it_is_for(make: Making) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ingest.http.idempotency import Answered, Idempotency, Known, digest_of
+from ingest.http.idempotency import Answered, Idempotency, Known, digest_of, load
 from routing.limits.shared_table import LocalTable
 from routing.tenancy.identity import Credential, Identity, Kind
 
@@ -24,7 +24,7 @@ def directory(capacity: int = 8) -> LocalTable:
 
 
 def keys_of(
-    table: LocalTable, *, worker: int = 0, epoch: int = 1, alive: Callable[[int, int], bool] | None = None
+    table: LocalTable, *, worker: int = 0, epoch: int = 1, unsettled: Callable[[int, int], bool] | None = None
 ) -> Idempotency:
     return Idempotency(
         table,
@@ -32,7 +32,7 @@ def keys_of(
         worker=worker,
         epoch=epoch,
         boot=f"b.{worker}",
-        alive=alive or (lambda *_: True),
+        unsettled=unsettled or (lambda *_: True),
         keep_s=60.0,
     )
 
@@ -92,11 +92,13 @@ def test_what_an_earlier_run_kept_is_known_until_it_expires() -> None:
     record_key = first.begin(identity(), "k", DIGEST, NOW_S)[2]
     _, row = first.statement(record_key, DIGEST, (7, 2, 3), NOW_S)
     key, value, expires_s = row
-    later = keys_of(directory())
-    later.load([(key, value, expires_s)], NOW_S)
+    table = directory()
+    load(table, [(key, value, expires_s)], NOW_S)
+    later = keys_of(table)
     assert later.begin(identity(), "k", DIGEST, NOW_S)[:2] == (Known.DONE, Answered("n-b.0-7", 2, 3))
-    too_late = keys_of(directory())
-    too_late.load([(key, value, expires_s)], NOW_S + 61)
+    table = directory()
+    load(table, [(key, value, expires_s)], NOW_S + 61)
+    too_late = keys_of(table)
     assert too_late.begin(identity(), "k", DIGEST, NOW_S + 61)[0] is Known.NEW
 
 
@@ -106,6 +108,22 @@ def test_a_full_directory_still_takes_in_the_end_of_what_it_knows() -> None:
     record_key = keys.begin(identity(), "k", DIGEST, NOW_S)[2]
     stranger = keys.statement(bytes(16), DIGEST, (1, 0, 1), NOW_S)[1]
     mine = keys.statement(record_key, DIGEST, (7, 2, 3), NOW_S)[1]
-    keys.load([(each[0], each[1], each[2]) for each in (stranger, mine)], NOW_S)
+    load(table, [(each[0], each[1], each[2]) for each in (stranger, mine)], NOW_S)
     assert keys.begin(identity(), "k", DIGEST, NOW_S)[0] is Known.DONE
     assert keys.begin(identity(), "unknown", DIGEST, NOW_S)[0] is Known.NEW
+
+
+def test_a_claim_of_a_dead_worker_is_under_way_until_its_spool_was_read() -> None:
+    table, unsettled = directory(), True
+    dead = keys_of(table, epoch=1)
+    record_key = dead.begin(identity(), "k", DIGEST, NOW_S)[2]
+    _, row = dead.statement(record_key, DIGEST, (7, 2, 3), NOW_S)
+    sibling = keys_of(
+        table, worker=1, unsettled=lambda worker, epoch: (worker, epoch) == (0, 1) and unsettled
+    )
+    assert sibling.begin(identity(), "k", DIGEST, NOW_S)[0] is Known.UNDER_WAY
+    load(table, [(row[0], row[1], row[2])], NOW_S)
+    assert sibling.begin(identity(), "k", DIGEST, NOW_S)[:2] == (Known.DONE, Answered("n-b.0-7", 2, 3))
+    dead.begin(identity(), "lost", DIGEST, NOW_S)
+    unsettled = False
+    assert sibling.begin(identity(), "lost", DIGEST, NOW_S)[0] is Known.NEW, "it never reached the spool"
