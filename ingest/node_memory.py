@@ -98,6 +98,10 @@ class Figures(msgspec.Struct, frozen=True):
     gauges: list[float]
 
 
+def _limits_expired(value: bytes) -> bool:
+    return row_expired(value, clock.monotonic_s())
+
+
 def _idempotency_expired(value: bytes) -> bool:
     (ends_s,) = IDEMPOTENCY_ENDS_S.unpack(value)
     return bool(ends_s < clock.unix_s())
@@ -129,8 +133,8 @@ class NodeMemory:
         self._view = memoryview(self._map)
         self._names: dict[str, int] = {}
         expired = {
-            "tenants": row_expired,
-            "devices": row_expired,
+            "tenants": _limits_expired,
+            "devices": _limits_expired,
             "sessions": self._session_expired,
             "idempotency": _idempotency_expired,
         }

@@ -6,7 +6,10 @@ workers and any time t at most
 
     rate * t + burst + workers * lease,   lease = burst / (LEASE_SHARE * workers)
 
-is let through, and a lease that is not spent within `LEASE_S` is void.
+is let through, and a lease that is not spent within `LEASE_S` is void. What is larger than the whole burst
+passes when the bucket is full, and goes into debt: else it never could.
+
+A table that is full costs this bound only: who finds no room there is limited by each worker for itself.
 """
 
 from __future__ import annotations
@@ -27,6 +30,11 @@ LEASE_S: Final = 1.0
 UNLIMITED: Final = float("inf")
 TOKENS: Final = struct.Struct("<ddd")
 """A row: tokens for messages, tokens for bytes, when they were counted; then connections a worker."""
+COUNT_BYTES: Final = 4
+DEBT_KEPT_S: Final = 3600.0
+"""A debt of somebody who was silent for so long is forgotten if the table needs the room."""
+ROUNDING: Final = 1e-6
+"""Tokens that a sum of fractions may be short of."""
 
 
 class Policy(enum.Enum):
@@ -49,6 +57,9 @@ class Over(enum.IntEnum):
 
 
 NOBODY: Final = Over.NOBODY
+PAUSE: Final = Policy.PAUSE
+REFUSE: Final = Policy.REFUSE
+SHED: Final = Policy.SHED
 
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +94,9 @@ class Meter:
         "_bytes",
         "_key",
         "_messages",
+        "_own_row",
         "_rates",
+        "_share",
         "_table",
         "_void_s",
         "_workers",
@@ -93,138 +106,208 @@ class Meter:
         self._table = table
         self._key = key
         self._workers = workers
-        self._void_s = 0.0
+        self._share = 1 / (LEASE_SHARE * workers)
+        self._own_row: bytes | None = None
         self.set_rates(rates)
 
     def set_rates(self, rates: Rates) -> None:
         """Change the limits; what is leased is void."""
         self._rates = rates
-        self._messages = 0.0 if rates.messages_per_s else UNLIMITED
-        self._bytes = 0.0 if rates.bytes_per_s else UNLIMITED
-        self._burst = max(1.0, rates.messages_per_s * rates.burst_s)
-        self._burst_bytes = max(1.0, rates.bytes_per_s * rates.burst_s)
+        self._messages, self._burst = _at_first(rates.messages_per_s, rates.burst_s)
+        self._bytes, self._burst_bytes = _at_first(rates.bytes_per_s, rates.burst_s)
+        # Who is not limited never has to look at the table.
+        self._void_s = UNLIMITED if self.unlimited else 0.0
 
     @property
     def unlimited(self) -> bool:
         """Return whether nothing is ever charged."""
         return not (self._rates.messages_per_s or self._rates.bytes_per_s)
 
-    def take(self, messages: int, size: int, now_s: float) -> float:
-        """Charge, into debt if need be, and return the pause in seconds that pays it."""
+    def _spend(self, messages: int, size: int, now_s: float) -> bool:
+        """Charge the lease, if it is good and covers all of it."""
         if now_s < self._void_s and messages <= self._messages and size <= self._bytes:
             self._messages -= messages
             self._bytes -= size
+            return True
+        return False
+
+    def take(self, messages: int, size: int, now_s: float) -> float:
+        """Charge, into debt if need be, and return the pause in seconds that pays it."""
+        if self._spend(messages, size, now_s):
             return 0.0
         with self._table.locked(self._key):
-            tokens, tokens_bytes = self._refilled(now_s)
+            row, tokens, tokens_bytes = self._read(now_s)
             tokens -= messages
             tokens_bytes -= size
-            lease = self._lease(tokens, self._burst)
-            lease_bytes = self._lease(tokens_bytes, self._burst_bytes)
-            self._write(tokens - lease, tokens_bytes - lease_bytes, now_s)
-        self._keep(lease, lease_bytes, now_s)
-        rates = self._rates
-        pause_s = 0.0
-        if tokens < 0 and rates.messages_per_s:
-            pause_s = -tokens / rates.messages_per_s
-        if tokens_bytes < 0 and rates.bytes_per_s:
-            pause_s = max(pause_s, -tokens_bytes / rates.bytes_per_s)
-        return pause_s
+            self._write(row, tokens, tokens_bytes, now_s)
+        return self._until(0, 0, tokens, tokens_bytes)
 
-    def fit(self, messages: int, size: int, now_s: float) -> int:
-        """Return how many of `messages` (of together `size` bytes) are within the limit now."""
-        if now_s < self._void_s and messages <= self._messages and size <= self._bytes:
-            return messages
-        tokens, tokens_bytes = self._refilled(now_s)
+    def take_what_fits(self, messages: int, size: int, now_s: float) -> tuple[int, float]:
+        """Charge as many of `messages` (of together `size` bytes) as are within the limit.
+
+        Return how many, and in how many seconds the next one fits.
+        """
+        if self._spend(messages, size, now_s):
+            return messages, 0.0
+        with self._table.locked(self._key):
+            row, tokens, tokens_bytes = self._read(now_s)
+            fit = self._fitting(messages, size, tokens, tokens_bytes)
+            if fit:
+                tokens -= fit
+                tokens_bytes -= size * fit // messages
+                self._write(row, tokens, tokens_bytes, now_s)
+        if fit == messages:
+            return messages, 0.0
+        return fit, self._until(1, min(size // messages, self._burst_bytes), tokens, tokens_bytes)
+
+    def _fitting(self, messages: int, size: int, tokens: float, tokens_bytes: float) -> int:
         fit = messages
-        if self._rates.messages_per_s:
-            fit = min(fit, int(tokens + 1e-9))
-        if self._rates.bytes_per_s and tokens_bytes < size:
-            # One message larger than the whole burst passes when the bucket is full, else never would.
-            if messages == 1 and tokens_bytes >= self._burst_bytes:
-                return fit
-            fit = min(fit, int(messages * tokens_bytes / size))
+        if tokens < messages:
+            fit = int(tokens + ROUNDING)
+        if tokens_bytes < size:
+            by_size = int(messages * tokens_bytes / size) if size else 0
+            if by_size < 1 and tokens_bytes >= self._burst_bytes:
+                by_size = 1
+            fit = min(fit, by_size)
         return max(0, fit)
 
-    def wait_s(self, now_s: float) -> float:
-        """Return how long until one more message fits."""
-        tokens, tokens_bytes = self._refilled(now_s)
-        rates = self._rates
+    def take_whole(self, messages: int, size: int, now_s: float, paid: int = 0) -> float:
+        """Charge all of it and return 0.0, or nothing and return in how many seconds all of it fits.
+
+        What this read has `paid` for is not held against it: to it, a bucket that lacks only that is full.
+        """
+        if self._spend(messages, size, now_s):
+            return 0.0
+        with self._table.locked(self._key):
+            row, tokens, tokens_bytes = self._read(now_s)
+            wait_s = self._wait_s(messages, size, tokens, tokens_bytes, paid)
+            if not wait_s:
+                self._write(row, tokens - messages, tokens_bytes - size, now_s)
+            elif now_s < self._void_s:
+                # The lease goes back, so that it cannot become void while this one waits for it.
+                self._write(row, tokens, tokens_bytes, now_s, share=0.0)
+                self._void_s = 0.0
+        return wait_s
+
+    def wait_s(self, messages: int, size: int, now_s: float, paid: int = 0) -> float:
+        """Return how long until `take_whole` charges this; 0.0 when it would now."""
+        if self.unlimited:
+            return 0.0
+        _, tokens, tokens_bytes = self._read(now_s)
+        return self._wait_s(messages, size, tokens, tokens_bytes, paid)
+
+    def _wait_s(self, messages: int, size: int, tokens: float, tokens_bytes: float, paid: int) -> float:
+        burst, burst_bytes = self._burst - paid, self._burst_bytes
+        return self._until(min(messages, burst), min(size, burst_bytes), tokens, tokens_bytes)
+
+    def give_back(self, messages: int, size: int, now_s: float) -> None:
+        """Take back a charge of just now."""
+        if self.unlimited:
+            return
+        with self._table.locked(self._key):
+            row, tokens, tokens_bytes = self._read(now_s)
+            self._write(row, tokens + messages, tokens_bytes + size, now_s)
+
+    def _until(self, messages: float, size: float, tokens: float, tokens_bytes: float) -> float:
+        """Return how long until there are tokens for `messages` and for `size` bytes."""
         wait_s = 0.0
-        if rates.messages_per_s:
-            wait_s = (1 - tokens) / rates.messages_per_s
-        if rates.bytes_per_s and tokens_bytes < 0:
-            wait_s = max(wait_s, -tokens_bytes / rates.bytes_per_s)
-        return max(wait_s, 0.001)
+        if messages - tokens > ROUNDING:
+            wait_s = (messages - tokens) / self._rates.messages_per_s
+        if size - tokens_bytes > ROUNDING:
+            wait_s = max(wait_s, (size - tokens_bytes) / self._rates.bytes_per_s)
+        return wait_s
 
     def count_connection(self, worker: int, change: int) -> bool:
-        """Count a connection of `worker` in or out; return False when the cap refuses it."""
-        if not self._rates.connections_max:
-            return True
+        """Count a connection of `worker` in or out; return False when the cap refuses it.
+
+        Connections are counted without a cap too: a new plan may bring one while they are open.
+        """
+        cap = self._rates.connections_max
         with self._table.locked(self._key):
-            row = self._table.get(self._key)
-            counts = self._counts(row)
-            if change > 0 and sum(counts) >= self._rates.connections_max:
+            row = self._row()
+            counts = _counts(row, self._workers) if row is not None else [0] * self._workers
+            if change > 0 and cap and sum(counts) >= cap:
                 return False
             counts[worker] = max(0, counts[worker] + change)
             tokens = TOKENS.unpack_from(row) if row else (self._burst, self._burst_bytes, 0.0)
-            self._put(TOKENS.pack(*tokens) + struct.pack(f"<{self._workers}H", *counts))
+            self._put(TOKENS.pack(*tokens) + struct.pack(f"<{self._workers}I", *counts))
         return True
 
-    def _counts(self, row: bytes | None) -> list[int]:
-        if row is None:
-            return [0] * self._workers
-        return list(struct.unpack_from(f"<{self._workers}H", row, TOKENS.size))
-
-    def _refilled(self, now_s: float) -> tuple[float, float]:
-        """Return the tokens of the row and of the lease that is still good."""
+    def _row(self) -> bytes | None:
         row = self._table.get(self._key)
-        rates = self._rates
+        if self._own_row is None:
+            return row
         if row is None:
-            tokens, tokens_bytes, counted_s = self._burst, self._burst_bytes, now_s
-        else:
-            tokens, tokens_bytes, counted_s = TOKENS.unpack_from(row)
+            return self._own_row
+        # Another worker found room meanwhile: to its row belong the connections that we counted.
+        counts = map(
+            sum, zip(_counts(row, self._workers), _counts(self._own_row, self._workers), strict=True)
+        )
+        return row[: TOKENS.size] + struct.pack(f"<{self._workers}I", *counts)
+
+    def _read(self, now_s: float) -> tuple[bytes | None, float, float]:
+        """Return the row, and its tokens with those of the lease that is still good."""
+        row = self._row()
+        if row is None:
+            return None, self._burst, self._burst_bytes
+        tokens, tokens_bytes, counted_s = TOKENS.unpack_from(row)
+        rates = self._rates
         elapsed_s = max(0.0, now_s - counted_s)
         tokens += elapsed_s * rates.messages_per_s
         tokens_bytes += elapsed_s * rates.bytes_per_s
         if now_s < self._void_s:
-            if rates.messages_per_s:
-                tokens += self._messages
-            if rates.bytes_per_s:
-                tokens_bytes += self._bytes
-        return min(self._burst, tokens), min(self._burst_bytes, tokens_bytes)
+            tokens += self._messages
+            tokens_bytes += self._bytes
+        return (
+            row,
+            min(self._burst, tokens) if rates.messages_per_s else UNLIMITED,
+            min(self._burst_bytes, tokens_bytes) if rates.bytes_per_s else UNLIMITED,
+        )
 
-    def _lease(self, tokens: float, burst: float) -> float:
-        return max(0.0, min(burst / (LEASE_SHARE * self._workers), tokens))
-
-    def _write(self, tokens: float, tokens_bytes: float, now_s: float) -> None:
-        row = self._table.get(self._key)
-        counts = bytes(2 * self._workers) if row is None else row[TOKENS.size :]
+    def _write(
+        self, row: bytes | None, tokens: float, tokens_bytes: float, now_s: float, share: float | None = None
+    ) -> None:
+        """Store what is left, but for a lease that this worker keeps: `share` of the burst."""
+        if share is None:
+            share = self._share
+        rates = self._rates
+        if rates.messages_per_s:
+            self._messages = lease = max(0.0, min(self._burst * share, tokens))
+            tokens = min(self._burst, tokens) - lease
+        if rates.bytes_per_s:
+            self._bytes = lease = max(0.0, min(self._burst_bytes * share, tokens_bytes))
+            tokens_bytes = min(self._burst_bytes, tokens_bytes) - lease
+        self._void_s = now_s + LEASE_S
+        counts = bytes(COUNT_BYTES * self._workers) if row is None else row[TOKENS.size :]
         self._put(TOKENS.pack(tokens, tokens_bytes, now_s) + counts)
 
     def _put(self, row: bytes) -> None:
         try:
             self._table.put(self._key, row)
+            self._own_row = None
         except TableFullError:
             # More devices than the table has room for: this one is limited by its worker alone.
-            self._messages = self._bytes = 0.0
+            self._own_row = row
 
-    def _keep(self, lease: float, lease_bytes: float, now_s: float) -> None:
-        if self._rates.messages_per_s:
-            self._messages = lease
-        if self._rates.bytes_per_s:
-            self._bytes = lease_bytes
-        self._void_s = now_s + LEASE_S
+
+def _at_first(rate_per_s: float, burst_s: float) -> tuple[float, float]:
+    """Return (lease, burst) of a new limit."""
+    return (0.0, max(1.0, rate_per_s * burst_s)) if rate_per_s else (UNLIMITED, UNLIMITED)
+
+
+def _counts(row: bytes, workers: int) -> list[int]:
+    return list(struct.unpack_from(f"<{workers}I", row, TOKENS.size))
 
 
 def row_bytes(workers: int) -> int:
     """Return the size of a row for `workers` workers."""
-    return TOKENS.size + 2 * workers
+    return TOKENS.size + COUNT_BYTES * workers
 
 
-def row_expired(row: bytes) -> bool:
-    """Return whether a row says nothing: no connection and no debt."""
-    return not any(row[TOKENS.size :]) and min(TOKENS.unpack_from(row)[:2]) >= 0
+def row_expired(row: bytes, now_s: float) -> bool:
+    """Return whether a row says nothing any more: no connection, and no debt or an old one."""
+    tokens, tokens_bytes, counted_s = TOKENS.unpack_from(row)
+    return not any(row[TOKENS.size :]) and (min(tokens, tokens_bytes) >= 0 or now_s - counted_s > DEBT_KEPT_S)
 
 
 class Allowance:
@@ -271,18 +354,31 @@ class Allowance:
         return messages, pause_s, Over.DEVICE if pause_s else Over.NOBODY
 
     def _charge_what_fits(self, messages: int, size: int, now_s: float) -> tuple[int, float, Over]:
-        of_device = self._device.fit(messages, size, now_s)
-        of_tenant = self._tenant.fit(messages, size, now_s)
-        allowed = min(of_device, of_tenant)
-        if allowed:
-            share = size * allowed // messages
-            self._device.take(allowed, share, now_s)
-            self._tenant.take(allowed, share, now_s)
-        if allowed == messages:
-            return messages, 0.0, Over.NOBODY
-        if of_tenant < of_device:
-            return allowed, self._tenant.wait_s(now_s), Over.TENANT
-        return allowed, self._device.wait_s(now_s), Over.DEVICE
+        allowed, wait_s = self._device.take_what_fits(messages, size, now_s)
+        if not allowed:
+            return 0, wait_s, Over.DEVICE
+        share = size * allowed // messages
+        of_tenant, tenant_s = self._tenant.take_what_fits(allowed, share, now_s)
+        if of_tenant < allowed:
+            self._device.give_back(allowed - of_tenant, share - share * of_tenant // allowed, now_s)
+            return of_tenant, tenant_s, Over.TENANT
+        return allowed, wait_s, Over.NOBODY if allowed == messages else Over.DEVICE
+
+    def charge_whole(self, messages: int, size: int, now_s: float, *, paid: int = 0) -> tuple[float, Over]:
+        """Charge all of it or nothing; return (seconds until all of it fits, whose limit).
+
+        `paid` is the number of messages that the same read was charged for already.
+        """
+        if self._free:
+            return 0.0, Over.NOBODY
+        wait_s = self._device.take_whole(messages, size, now_s, paid)
+        if wait_s:
+            return max(wait_s, self._tenant.wait_s(messages, size, now_s, paid)), Over.DEVICE
+        wait_s = self._tenant.take_whole(messages, size, now_s, paid)
+        if wait_s:
+            self._device.give_back(messages, size, now_s)
+            return wait_s, Over.TENANT
+        return 0.0, Over.NOBODY
 
 
 class Allowances:
@@ -367,9 +463,12 @@ class Allowances:
 
 def forget_worker(table: Table, worker: int, workers: int) -> None:
     """Take the connections of a worker that died out of every row; its successor calls this first."""
-    for key, row in table.items():
-        counts = list(struct.unpack_from(f"<{workers}H", row, TOKENS.size))
-        if counts[worker]:
-            counts[worker] = 0
-            with table.locked(key):
-                table.put(key, row[: TOKENS.size] + struct.pack(f"<{workers}H", *counts))
+    for key, seen in table.items():
+        if not _counts(seen, workers)[worker]:
+            continue
+        with table.locked(key):
+            row = table.get(key)  # again: until now, other workers may have written it
+            if row is not None:
+                counts = _counts(row, workers)
+                counts[worker] = 0
+                table.put(key, row[: TOKENS.size] + struct.pack(f"<{workers}I", *counts))
