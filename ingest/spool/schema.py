@@ -120,6 +120,8 @@ INSERT_DEAD_LETTER: Final = (
     "(at_ms, tenant, device, stream, reason, detail, received_at_ms, booking, payload) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
+PROBE: Final = ("INSERT OR REPLACE INTO meta VALUES ('probe', '')", ())
+"""A write that means nothing, to find out whether the disk takes any."""
 READ_KEYS: Final = "SELECT key, value, expires_s FROM idempotency"
 READ_REPLAYS: Final = (
     "SELECT number, tenant, device, stream, received_at_ms, payload FROM dead_letters "

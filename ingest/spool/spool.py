@@ -250,13 +250,19 @@ class Spool:
         self._judge()
 
     def _retry(self, job: _Job, error: SpoolError) -> None:
-        """Keep what was to be written, let those who can withdraw, and try again."""
+        """Keep what was to be written, let those who can withdraw, and try again.
+
+        Those who came while it was being written wait for the same disk, so they hear of it too.
+        """
         if self.state is not State.BROKEN:
             self.state = State.BROKEN
             self._failed(error)
         job.open.refused(error)
+        self.current.refused(error)
         sealed = job.open.seal(self.node, self._store.boot)
-        retried = _Job(job.open, sealed, job.open.statements)
+        # When all is withdrawn nothing is left to write, and so nothing that would say that the disk is well.
+        statements = job.open.statements if sealed or job.open.statements else [schema.PROBE]
+        retried = _Job(job.open, sealed, statements)
         retried.tries = job.tries + 1
         wait_s = RETRY_S[min(job.tries, len(RETRY_S) - 1)]
         self._loop.call_later(wait_s, self._jobs.put, retried)

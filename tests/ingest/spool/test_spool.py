@@ -42,9 +42,11 @@ class FailingStore(Store):
     """A store whose disk refuses while told to: the one thing that is mocked."""
 
     broken = False
+    refused = 0
 
     def commit(self, group: StoredGroup | None, statements: Any, now_ms: int) -> None:
-        if self.broken:
+        if self.broken and (group is not None or statements):
+            self.refused += 1
             raise SpoolError("no space left on device")
         super().commit(group, statements, now_ms)
 
@@ -152,6 +154,43 @@ async def test_a_disk_that_refuses_answers_nobody_and_loses_nothing(
     assert set(ledger(tmp_path)) == {"a"}, "what was withdrawn is not there"
     assert store.rows("SELECT count(*) FROM idempotency") == [(0,)]
     assert spool.state is State.OPEN
+
+
+async def test_a_disk_that_refuses_is_heard_of_by_those_who_came_during_the_commit(
+    made: tuple[Spool, FailingStore], tmp_path: Path
+) -> None:
+    spool, store = made
+    store.broken = True
+    patient, hasty = Client(), Client(withdraws=True)
+    spool.append(run("a"), 10)
+    spool.answer(patient, b"p")
+    await until(lambda: not spool.scheduled)  # its commit is under way
+    spool.append(run("b"), 10)
+    spool.current.tie(hasty, ())
+    spool.answer(hasty, b"h")
+    await until(lambda: hasty.refused)
+    assert (hasty.refused, hasty.heard) == (1, []), "told once, although its own commit was not tried"
+    store.broken = False
+    await until(lambda: patient.heard)
+    assert set(ledger(tmp_path)) == {"a"}, "what was withdrawn is not there"
+
+
+async def test_a_disk_is_not_well_before_it_has_taken_a_write(
+    made: tuple[Spool, FailingStore], tmp_path: Path
+) -> None:
+    spool, store = made
+    store.broken = True
+    client = Client(withdraws=True)
+    spool.append(run(), 10)
+    spool.current.tie(client, ())
+    spool.answer(client, b"x")
+    await until(lambda: client.refused)
+    refused = store.refused
+    await until(lambda: store.refused > refused + 1)
+    assert state_of(spool) is State.BROKEN, "nothing is left to write, and still the disk is asked"
+    store.broken = False
+    await until(lambda: spool.state is State.OPEN)
+    assert ledger(tmp_path) == {}
 
 
 async def test_a_full_spool_lets_in_again_when_there_is_room(made: tuple[Spool, FailingStore]) -> None:
