@@ -19,11 +19,12 @@ from typing import Final
 import msgspec
 
 from ingest import clock, counters
+from ingest.routes import NAME, NAME_CHARACTERS_MAX
 from routing.limits.allowance import row_bytes, row_expired
 from routing.limits.shared_table import STRIPES, LocalTable, SharedTable, Table
 
-TENANT_NAME_BYTES: Final = 136
-TENANT_NAME_BYTES_MAX: Final = TENANT_NAME_BYTES - 2
+TENANT_NAME_BYTES: Final = -(-(2 + NAME_CHARACTERS_MAX) // 8) * 8
+"""A length of two bytes and a name, in whole words: the tables behind them are aligned."""
 SESSION_VALUE: Final = struct.Struct("<IId")
 """Worker, epoch of that worker, Unix time at which the session ends (0: while connected)."""
 IDEMPOTENCY_BYTES: Final = 64
@@ -203,14 +204,13 @@ class NodeMemory:
             return index
         if len(self._names) + 1 >= self.limits.tenants_max:
             return OTHER_TENANTS
-        name = tenant.encode()
-        if len(name) > TENANT_NAME_BYTES_MAX:
-            return OTHER_TENANTS
+        if not NAME.fullmatch(tenant):
+            return OTHER_TENANTS  # above all "", of who has no identity: a length of 0 ends the directory
         fcntl.lockf(self._lock_fd, fcntl.LOCK_EX, 1, 0)
         try:
             self._read_names()
             index = self._names.get(tenant)
-            return self._enter_name(tenant, name) if index is None else index
+            return self._enter_name(tenant) if index is None else index
         finally:
             fcntl.lockf(self._lock_fd, fcntl.LOCK_UN, 1, 0)
 
@@ -223,10 +223,11 @@ class NodeMemory:
                 return
             self._names[str(self._view[start + 2 : start + 2 + length], "utf-8")] = index
 
-    def _enter_name(self, tenant: str, name: bytes) -> int:
+    def _enter_name(self, tenant: str) -> int:
         index = len(self._names) + 1
         if index >= self.limits.tenants_max:
             return OTHER_TENANTS
+        name = tenant.encode()
         start = self._name_start + index * TENANT_NAME_BYTES
         self._view[start + 2 : start + 2 + len(name)] = name
         # The length is what makes it an entry: a process killed before here has entered nothing.

@@ -14,7 +14,8 @@ import msgspec
 
 from ingest.outcome import Outcome
 
-NAME: Final = re.compile(r"[A-Za-z0-9._~:@=-]{1,128}")
+NAME_CHARACTERS_MAX: Final = 128
+NAME: Final = re.compile(rf"[A-Za-z0-9._~:@=-]{{1,{NAME_CHARACTERS_MAX}}}")
 STREAM_LEVELS_MAX: Final = 16
 TELEMETRY_ROOT: Final = "dt"
 

@@ -16,12 +16,12 @@ from ingest.node_memory import (
     MESSAGE_BYTES_MAX,
     OTHER_TENANTS,
     SESSION_VALUE,
-    TENANT_NAME_BYTES_MAX,
     Gauge,
     MemoryLimits,
     NodeMemory,
     WorkerState,
 )
+from ingest.routes import NAME, NAME_CHARACTERS_MAX
 from routing.limits.allowance import row_bytes, table_key
 from routing.limits.shared_table import TableFullError
 from routing.tenancy.identity import Credential, Identity, Kind
@@ -98,7 +98,7 @@ def test_no_part_of_the_memory_reaches_into_another(make: Making, workers: int) 
     assert memory.tenant_names() == {OTHER_TENANTS: "(other)"}
     for table in (memory.devices, memory.tenants, memory.sessions, memory.idempotency):
         assert not list(table.items())
-    assert memory.tenant_index("x" * TENANT_NAME_BYTES_MAX) == 1
+    assert memory.tenant_index("x" * NAME_CHARACTERS_MAX) == 1
     for kind, table in (("d", memory.devices), ("t", memory.tenants)):
         table.put(table_key(kind), b"\xff" * row_bytes(workers))
     memory.sessions.put(table_key("s"), b"\xff" * SESSION_VALUE.size)
@@ -106,7 +106,7 @@ def test_no_part_of_the_memory_reaches_into_another(make: Making, workers: int) 
     for worker in range(workers):
         assert set(memory.figures(worker).counters) == {-1}
         assert set(memory.figures(worker).gauges) == {-1.0}
-    assert memory.tenant_names() == {OTHER_TENANTS: "(other)", 1: "x" * TENANT_NAME_BYTES_MAX}
+    assert memory.tenant_names() == {OTHER_TENANTS: "(other)", 1: "x" * NAME_CHARACTERS_MAX}
 
 
 def test_a_dead_worker_has_no_connections_but_keeps_its_spool_and_epoch(make: Making) -> None:
@@ -149,20 +149,29 @@ def test_tenants_beyond_the_limit_are_counted_together_in_every_process(make: Ma
     assert memory.tenant_index("e") == OTHER_TENANTS
 
 
-def test_a_name_that_is_too_long_is_counted_with_the_others(make: Making) -> None:
+def test_who_has_no_name_takes_no_place_among_the_tenants(make: Making) -> None:
+    """An identity that only the topic names has none; its entry would end the directory for the others."""
+    memory = make(2)
+    assert memory.tenant_index("") == OTHER_TENANTS
+    assert memory.tenant_index("a") == 1
+    in_a_child(lambda: None if memory.tenant_index("b") == 2 else os.abort())
+    assert memory.tenant_names() == {OTHER_TENANTS: "(other)", 1: "a", 2: "b"}
+
+
+@pytest.mark.parametrize("name", ["x" * (NAME_CHARACTERS_MAX + 1), "é", "a b", "a/b", "a\n"])
+def test_what_is_no_name_in_a_topic_is_counted_with_the_others(make: Making, name: str) -> None:
     memory = make(1)
-    assert memory.tenant_index("é" * TENANT_NAME_BYTES_MAX) == OTHER_TENANTS
-    assert memory.tenant_index("ü" * (TENANT_NAME_BYTES_MAX // 2)) == 1
+    assert memory.tenant_index(name) == OTHER_TENANTS
+    assert memory.tenant_index("a") == 1
 
 
 @hypothesis_settings(max_examples=30, deadline=None)
-@given(names=st.lists(st.text(max_size=12).filter(bool), unique=True, max_size=8))
+@given(names=st.lists(st.from_regex(NAME, fullmatch=True), unique=True, max_size=8))
 def test_every_name_comes_back_as_it_went_in(
     tmp_path_factory: pytest.TempPathFactory, names: list[str]
 ) -> None:
     making = Making(tmp_path_factory.mktemp("memory"))
     try:
-        names = [name for name in names if name.isprintable()]
         memory = making(
             1, MemoryLimits(tenants_max=16, devices_max=1, sessions_max=1, idempotency_keys_max=1)
         )
