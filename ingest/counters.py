@@ -103,6 +103,7 @@ COUNTERS: Final = (
         _values(Protocol),
     ),
     Family("spool_commit_failures_total", "Commits that the disk refused; each is tried again."),
+    Family("requests_unsettled_total", "HTTP requests answered before their fsync ended: stored, or not."),
     Family("tls_reloads_total", "Reloads of certificates, by result.", "result", ("ok", "failed")),
     Family("jwks_fetches_total", "Reads of the keys for tokens, by result.", "result", ("ok", "failed")),
     Family("sessions_taken_over_total", "MQTT sessions taken over by a new connection."),

@@ -110,6 +110,11 @@ class Events:
         self._count("protocol_errors_total", protocol.value)
         self._say("info", "protocol_error", protocol=protocol.value, detail=detail, peer=peer)
 
+    def request_unsettled(self) -> None:
+        """Note a request whose fsync did not end in time, so that nobody could say what became of it."""
+        self._count("requests_unsettled_total")
+        self._say("error", "request_unsettled")
+
     def taken_over(self) -> None:
         """Count a session that a new connection took over."""
         self._count("sessions_taken_over_total")

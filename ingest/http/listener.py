@@ -5,7 +5,8 @@
     GET  /v1/stream                                              WebSocket, our frames
     GET  /mqtt                                                   WebSocket, MQTT
 
-202 means durable. Errors are problem+json. Nothing of a body that ends early is taken.
+202 means durable. Errors are problem+json. Nothing of a body that ends early is taken. No wait of a
+request is longer than `request_deadline_s`: not for its body, and not for its fsync.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ from routing.tenancy.identity import Identity, Kind
 TELEMETRY: Final = "/v1/telemetry/"
 TENANTS: Final = "/v1/tenants/"
 WEBSOCKETS: Final = {"/v1/stream": "headworks", "/mqtt": "mqtt"}
+UNSETTLED: Final = (
+    "the disk did not answer in time, so this may be stored or not; "
+    "asked again with the same Idempotency-Key, it is stored once"
+)
 
 
 class _Handler(RequestHandler):
@@ -327,11 +332,19 @@ class HttpListener:
         submission = self.pipeline.submit(producer, names, body, clock.monotonic_s(), waiter=waiter)
         if submission.outcome is not Outcome.ACCEPTED:
             return of_refusal(submission)
+        return await self._durable(waiter, submission)
+
+    async def _durable(self, waiter: Durable, submission: Submission) -> web.Response:
+        """Answer once it is durable, or say within the deadline that nobody can know."""
         self.spool.answer(waiter, b"202")
         try:
-            await waiter.wait()
+            async with asyncio.timeout(self.settings.request_deadline_s):
+                await waiter.wait()
         except SpoolError:
             return of_disk_error()
+        except TimeoutError:
+            self.events.request_unsettled()
+            return problem(503, "unsettled", UNSETTLED)
         return accepted(Answered(submission.group, submission.first_index, submission.count))
 
     async def _submit_once(
@@ -366,12 +379,7 @@ class HttpListener:
         waiter.then = lambda ok: (
             self._keys.done(record_key, rows[0]) if ok else self._keys.abandon(record_key)
         )
-        self.spool.answer(waiter, b"202")
-        try:
-            await waiter.wait()
-        except SpoolError:
-            return of_disk_error()
-        return accepted(Answered(submission.group, submission.first_index, submission.count))
+        return await self._durable(waiter, submission)
 
     async def _websocket(self, request: web.BaseRequest, kind: str) -> web.StreamResponse:
         if self.draining:
