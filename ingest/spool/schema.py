@@ -16,7 +16,8 @@ the transaction that stores or deletes it, so that for every tenant and at every
 from __future__ import annotations
 
 import enum
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 SCHEMA_VERSION: Final = 1
 
@@ -120,7 +121,7 @@ INSERT_DEAD_LETTER: Final = (
     "(at_ms, tenant, device, stream, reason, detail, received_at_ms, booking, payload) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
-PROBE: Final = ("INSERT OR REPLACE INTO meta VALUES ('probe', '')", ())
+PROBE: Final[tuple[str, Sequence[Any]]] = ("INSERT OR REPLACE INTO meta VALUES ('probe', '')", ())
 """A write that means nothing, to find out whether the disk takes any."""
 READ_KEYS: Final = "SELECT key, value, expires_s FROM idempotency"
 READ_REPLAYS: Final = (
