@@ -12,7 +12,9 @@ request is longer than `request_deadline_s`: not for its body, and not for its f
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -33,7 +35,7 @@ from ingest.pipeline import Pipeline, Producer, Submission
 from ingest.settings import Http
 from ingest.spool.spool import Spool
 from ingest.spool.store import SpoolError, Statement
-from protocols.http_body import BodyRefused, payload_of
+from protocols.http_body import BodyRefused, InflatesToMore, payload_of
 from routing.limits.allowance import Allowances, Over
 from routing.limits.shared_table import Table
 from routing.tenancy.identity import Identity, Kind
@@ -41,6 +43,8 @@ from routing.tenancy.identity import Identity, Kind
 TELEMETRY: Final = "/v1/telemetry/"
 TENANTS: Final = "/v1/tenants/"
 WEBSOCKETS: Final = {"/v1/stream": "headworks", "/mqtt": "mqtt"}
+SMALL_BYTES: Final = 262_144
+"""What takes the event loop a few milliseconds at most to inflate and to cut into lines."""
 UNSETTLED: Final = (
     "the disk did not answer in time, so this may be stored or not; "
     "asked again with the same Idempotency-Key, it is stored once"
@@ -154,6 +158,7 @@ class HttpListener:
             unsettled=unsettled,
             keep_s=settings.idempotency_s,
         )
+        self._inflater = ThreadPoolExecutor(1, thread_name_prefix="inflate")
         self._servers: list[_Server] = []
         self.websockets: set[websocket.StreamSocket] = set()
         self._handlers: set[_Handler] = set()
@@ -320,12 +325,23 @@ class HttpListener:
             raise BodyRefused(413, "body-too-large", f"a body has at most {limit} bytes") from error
         except web.RequestPayloadError as error:
             raise BodyRefused(400, "bad-body", "the body is not what its headers say") from error
-        return payload_of(
-            request.headers.get("Content-Type", ""),
-            request.headers.get("Content-Encoding", ""),
-            body,
-            inflated_bytes_max=self.settings.inflated_bytes_max,
+        return await self._payload(request, body)
+
+    async def _payload(self, request: web.BaseRequest, body: bytes) -> bytes:
+        """Undo encodings: of what is small here, of what is large, or becomes so, on a thread beside."""
+        headers = request.headers
+        read = functools.partial(
+            payload_of, headers.get("Content-Type", ""), headers.get("Content-Encoding", ""), body
         )
+        limit = self.settings.inflated_bytes_max
+        if len(body) <= SMALL_BYTES:
+            try:
+                return read(inflated_bytes_max=min(limit, SMALL_BYTES))
+            except InflatesToMore:
+                if limit <= SMALL_BYTES:
+                    raise
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._inflater, functools.partial(read, inflated_bytes_max=limit))
 
     async def _submit(self, producer: Producer, names: tuple[str, str, str], body: bytes) -> web.Response:
         waiter = Durable()
@@ -416,6 +432,7 @@ class HttpListener:
             server.pre_shutdown()
         for server in self._servers:
             await server.shutdown(deadline_s)
+        self._inflater.shutdown(wait=False, cancel_futures=True)
 
 
 class Durable:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
+import tracemalloc
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -15,7 +18,7 @@ from hypothesis import strategies as st
 
 from ingest.records import Encoding
 from protocols.frames import FrameError, decode_frames
-from protocols.http_body import BodyRefused, inflate, payload_of
+from protocols.http_body import LINES_MAX, MEMBERS_MAX, BodyRefused, inflate, payload_of
 from protocols.telemetry import Form, Malformed, decode
 
 GOOD: dict[str, Any] = {
@@ -164,3 +167,44 @@ def test_any_bytes_are_frames_or_refused(message: bytes, encoding: Any) -> None:
         decode_frames(message, encoding)
     except FrameError:
         return
+
+
+@pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("zstd", zstandard.compress)])
+def test_a_body_has_a_few_members_and_no_more(encoding: str, compress: Callable[[bytes], bytes]) -> None:
+    member = compress(b"x")
+    assert inflate(encoding, member * MEMBERS_MAX, inflated_bytes_max=100) == b"x" * MEMBERS_MAX
+    with pytest.raises(BodyRefused) as refused:
+        inflate(encoding, member * (MEMBERS_MAX + 1), inflated_bytes_max=100)
+    assert (refused.value.status, refused.value.slug) == (400, "too-many-members")
+
+
+@pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("zstd", zstandard.compress)])
+def test_members_are_found_wherever_a_piece_ends(encoding: str, compress: Callable[[bytes], bytes]) -> None:
+    chance = random.Random(1)
+    parts = [chance.randbytes(size) for size in (65_500, 0, 255, 1, 70_000, 256)]
+    body = b"".join(map(compress, parts))
+    assert inflate(encoding, body, inflated_bytes_max=1 << 20) == b"".join(parts)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+def test_a_bomb_takes_no_memory_before_it_is_refused(encoding: str) -> None:
+    zeros = bytes(64 << 20)
+    body = gzip.compress(zeros) if encoding == "gzip" else zstandard.compress(zeros)
+    del zeros
+    tracemalloc.start()
+    try:
+        with pytest.raises(BodyRefused) as refused:
+            inflate(encoding, body, inflated_bytes_max=1 << 20)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert refused.value.slug == "inflated-too-large"
+    assert peak < 24 << 20
+
+
+def test_a_body_has_so_many_lines_and_no_more() -> None:
+    body = b"1\n" * LINES_MAX
+    assert payload_of("application/x-ndjson", "", body, inflated_bytes_max=1 << 20).count(b"1") == LINES_MAX
+    with pytest.raises(BodyRefused) as refused:
+        payload_of("application/x-ndjson", "", body + b"\n", inflated_bytes_max=1 << 20)
+    assert (refused.value.status, refused.value.slug) == (413, "too-many-lines")
