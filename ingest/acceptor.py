@@ -60,7 +60,10 @@ def listen(host: str, port: int, *, backlog: int) -> socket.socket:
 
 
 class Acceptor:
-    """The driver of one listening socket. `failed(error, peer)` hears of handshakes that failed."""
+    """The driver of one listening socket. `failed(error, peer)` hears of handshakes that failed.
+
+    With `sockets`, a peer's socket is handed over as it is; else it gets a transport for a `protocol`.
+    """
 
     def __init__(
         self,
@@ -68,6 +71,7 @@ class Acceptor:
         *,
         protocol: Callable[[], asyncio.BaseProtocol],
         tls: Callable[[], ssl.SSLContext] | None,
+        sockets: Callable[[socket.socket, str], None] | None,
         handshake_deadline_s: float,
         handshakes_max: int,
         gate: Gate,
@@ -78,6 +82,7 @@ class Acceptor:
         self._sock = sock
         self._protocol = protocol
         self._tls = tls
+        self._sockets = sockets
         self._handshake_deadline_s = handshake_deadline_s
         self._handshakes_max = handshakes_max
         self._gate = gate
@@ -150,6 +155,9 @@ class Acceptor:
         peer.setblocking(False)
         with contextlib.suppress(OSError):
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._sockets is not None:
+            self._sockets(peer, name)
+            return
         assert self._tasks is not None
         self._handshakes += 1
         self._tasks.create_task(self._connect(peer, name))

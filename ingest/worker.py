@@ -14,7 +14,7 @@ import msgspec
 
 from ingest import clock
 from ingest.acceptor import Acceptor, listen
-from ingest.authentication import Authenticator, Door, Unauthenticated
+from ingest.authentication import Authenticator, Door, Peer, Unauthenticated
 from ingest.counters import Closing, ConnectRefusal, HandshakeFailure
 from ingest.delivery.shipper import Shipper
 from ingest.delivery.sink import Poison, Sink
@@ -23,8 +23,9 @@ from ingest.events import Events
 from ingest.gate import Gate
 from ingest.http import idempotency
 from ingest.http.listener import HttpListener
-from ingest.mqtt.connection import MqttProtocol
+from ingest.mqtt.connection import MqttConnection, MqttProtocol
 from ingest.mqtt.hub import READ_SESSIONS, Hub, HubLimits
+from ingest.mqtt.sockets import Sockets, SocketWire
 from ingest.node_memory import Gauge, NodeMemory, WorkerState
 from ingest.pipeline import Pipeline, PipelineLimits
 from ingest.records import Group
@@ -103,6 +104,7 @@ class Worker:
         self._names = CertificateNames(settings.node.trust_domain)
         self._hub = self._make_hub()
         self._hub.load_sessions(self._store.rows(READ_SESSIONS))
+        self._sockets = Sockets(self._loop)
         self._http = HttpListener(
             settings=settings.http,
             worker=index,
@@ -318,6 +320,7 @@ class Worker:
                     task.cancel()
         finally:
             self._loop.remove_reader(mailbox.fileno())
+            self._sockets.close()
         await self._spool.close()
         self._gauges[Gauge.STATE] = WorkerState.DRAINED
         return 0
@@ -338,10 +341,12 @@ class Worker:
             if listener.tls != "off":
                 assert self._tls is not None
                 tls = _context_of(self._tls, mutual=listener.tls == "mutual", protocol=listener.protocol)
+            plain = listener.protocol == "mqtt" and tls is None
             acceptor = Acceptor(
                 listen(host, port, backlog=settings.accept.backlog),
                 protocol=protocol,
                 tls=tls,
+                sockets=_take_sockets(self._hub, door, self._sockets) if plain else None,
                 handshake_deadline_s=settings.tls.handshake_deadline_s,
                 handshakes_max=settings.tls.handshakes_max,
                 gate=self._gate,
@@ -461,6 +466,15 @@ async def _until(done: Callable[[], bool], until_s: float) -> None:
 
 def _mqtt_factory(hub: Hub, door: Door, buffer: memoryview) -> Callable[[], asyncio.BaseProtocol]:
     return lambda: MqttProtocol(hub, door, buffer)
+
+
+def _take_sockets(hub: Hub, door: Door, sockets: Sockets) -> Callable[[socket.socket, str], None]:
+    def connection(wire: SocketWire, name: str) -> MqttConnection:
+        made = MqttConnection(hub, wire, door, Peer(name, None))
+        hub.made(made)
+        return made
+
+    return lambda peer, name: sockets.add(peer, connection, name)
 
 
 def _context_of(store: TlsStore, *, mutual: bool, protocol: str) -> Callable[[], Any]:

@@ -223,6 +223,14 @@ class MqttConnection:
         self._stop_reading()
         self._hub.loop.call_later(pause_s, self._start_reading)
 
+    def pause_writing(self) -> None:
+        """Read no more from a peer that does not take its answers."""
+        self._stop_reading()
+
+    def resume_writing(self) -> None:
+        """Read again."""
+        self._start_reading()
+
     @property
     def paused(self) -> bool:
         """Return whether it is we who do not read."""
@@ -382,9 +390,9 @@ class MqttProtocol(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         """Read no more from a peer that does not take its answers."""
         if self.connection is not None:
-            self.connection._stop_reading()
+            self.connection.pause_writing()
 
     def resume_writing(self) -> None:
         """Read again."""
         if self.connection is not None:
-            self.connection._start_reading()
+            self.connection.resume_writing()
