@@ -24,9 +24,10 @@ from ingest.gate import Gate
 from ingest.http import idempotency
 from ingest.http.listener import HttpListener
 from ingest.mqtt.connection import MqttConnection, MqttProtocol
-from ingest.mqtt.hub import READ_SESSIONS, Hub, HubLimits
+from ingest.mqtt.hub import Hub, HubLimits
+from ingest.mqtt.sessions import READ_SESSIONS
 from ingest.mqtt.sockets import Sockets, SocketWire
-from ingest.node_memory import Gauge, NodeMemory, WorkerState
+from ingest.node_memory import MESSAGE_BYTES_MAX, Gauge, NodeMemory, WorkerState
 from ingest.pipeline import Pipeline, PipelineLimits
 from ingest.records import Group
 from ingest.replay import Replayer
@@ -48,6 +49,8 @@ from routing.tenancy.registry import DEFAULT_PLAN, Registry, Verdict
 RECEIVE_BUFFER_BYTES: Final = 262_144
 TICK_S: Final = 1.0
 LAG_TICK_S: Final = 0.1
+HELD_GROUPS_MAX: Final = 16
+"""How many groups' worth of publishes may wait for room in the spool."""
 JWKS_REFETCH_S: Final = 5.0
 JWKS_DEADLINE_S: Final = 10.0
 NO_LIMITS: Final = Plan()
@@ -218,6 +221,7 @@ class Worker:
                 takeover_deadline_s=mqtt.takeover_deadline_s,
                 sessions_max=self._settings.memory.sessions_max,
                 wills_max=mqtt.wills_max,
+                held_bytes_max=HELD_GROUPS_MAX * self._settings.spool.group_bytes_max,
             ),
         )
 
@@ -366,7 +370,7 @@ class Worker:
     def _hear(self, mailbox: socket.socket) -> None:
         for _ in range(64):
             try:
-                message = mailbox.recv(65_536)
+                message = mailbox.recv(MESSAGE_BYTES_MAX)
             except BlockingIOError:
                 return
             self._hub.heard(message)
@@ -447,7 +451,7 @@ class Worker:
         self._hub.begin_drain()
         await self._http.begin_drain(deadline_s=min(5.0, self._settings.node.drain_deadline_s / 2))
         await _until(lambda: not self._hub.connections, until_s)
-        self._hub.publish_wills()
+        self._hub.send_wills()
         await _until(lambda: not (self._spool.current or self._shipper.behind), until_s)
         self._gauge_spool()
 

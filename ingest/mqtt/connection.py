@@ -2,7 +2,7 @@
 
 - All connections of a loop share one receive buffer; it is consumed inside `buffer_updated`.
 - Answers to QoS 1 and 2 publishes leave by the spool, after the fsync.
-- While the spool has no room, the publishes of one read are held and reading is paused.
+- While the spool has no room, publishes are held, up to a bound; then reading is paused.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ingest import clock
 from ingest.authentication import Door, Peer, peer_of
 from ingest.counters import Closing
 from ingest.mqtt.hub import Hub
+from ingest.mqtt.sessions import KeptSession
 from ingest.outcome import DETAIL, MQTT_REASON, Outcome
 from ingest.pipeline import Producer
 from ingest.spool.store import SpoolError
@@ -23,6 +24,10 @@ from protocols.mqtt.reason import ReasonCode
 from protocols.mqtt.session import Publish, ServerSession
 
 PUBACK_BYTES: Final = 4
+HELD_BYTES_MAX: Final = 16_384
+"""What one connection may have waiting for room in the spool before it is read no more."""
+HELD_OVERHEAD_BYTES: Final = 256
+"""What a held publish takes beside its payload."""
 CLOSES_IN_3: Final = frozenset({Outcome.NOT_AUTHORISED, Outcome.BAD_TOPIC, Outcome.SUSPENDED})
 """Refusals for which MQTT 3.1.1 has no word, so that it closes (MQTT-3.3.5-2)."""
 UNSAID_IN_3: Final = frozenset({Outcome.MALFORMED, Outcome.TOO_LARGE})
@@ -71,11 +76,14 @@ class MqttConnection:
 
     __slots__ = (
         "_held",
+        "_held_bytes",
+        "_holds_reading",
         "_hub",
         "_owed",
         "_owed_parts",
         "_pauses",
         "closing",
+        "counted",
         "door",
         "due_s",
         "key",
@@ -84,6 +92,7 @@ class MqttConnection:
         "phase",
         "producer",
         "session",
+        "stored",
         "wire",
     )
 
@@ -97,11 +106,15 @@ class MqttConnection:
         self.producer: Producer | None = None
         self.key = b""
         self.closing: Closing | None = None
+        self.counted = False
+        self.stored = False
         self.due_s = 0
         self.last_read_s = clock.monotonic_s()
         self._owed = 0
         self._owed_parts: list[tuple[int, int, list[int]]] = []
         self._held: list[list[Publish]] | None = None
+        self._held_bytes = 0
+        self._holds_reading = False
         self._pauses = 0
 
     # What the wire says.
@@ -123,7 +136,7 @@ class MqttConnection:
             return
         was_open = self.producer is not None
         self.phase = Phase.CLOSED
-        self._drop_held()
+        self._let_go_of_held()
         self._hub.closed(self, self.closing or (Closing.PEER if self.session.disconnected else Closing.LOST))
         if was_open:
             self._hub.leave_will(self)
@@ -174,12 +187,18 @@ class MqttConnection:
             self._owed_parts.append((self._owed, self._owed // PUBACK_BYTES, []))
         self._owed_parts.append((size, count, ids))
 
-    def stored_ids(self) -> set[int]:
-        """Return the QoS 2 ids whose publishes are durable, or will be with the group that is open now."""
+    def kept_session(self) -> KeptSession | None:
+        """Return what this connection leaves of its session, None when the session ends with it.
+
+        Its QoS 2 ids are those whose publishes are durable, or will be with the group that is open now.
+        """
+        expiry_s = self.session.session_expiry_s
+        if not expiry_s:
+            return None
         ids = set(self.session.received or ())
         for _, _, owed in self._owed_parts:
             ids.update(owed)
-        return ids
+        return KeptSession(clock.unix_s() + expiry_s, frozenset(ids))
 
     def _close_in_3(self, publishes: list[Publish], outcomes: list[int]) -> list[Publish]:
         """Answer what was accepted before the first refusal that 3.1.1 cannot say, then close."""
@@ -191,21 +210,48 @@ class MqttConnection:
         return publishes
 
     def _hold(self, publishes: list[Publish]) -> None:
-        """Keep the publishes of one read until the spool has room, and read no more."""
+        """Keep the publishes of one read until the spool has room.
+
+        Reading goes on, so that a client that waits for its answers hears those to its PINGREQs, until this
+        connection or all together hold too much.
+        """
+        hub = self._hub
         if self._held is None:
             self._held = []
-            self._stop_reading()
-            self._hub.spool.when_room(self._release)
+            hub.spool.when_room(self._release)
         self._held.append(publishes)
+        size = sum(len(publish[1]) + HELD_OVERHEAD_BYTES for publish in publishes)
+        self._held_bytes += size
+        hub.held_bytes += size
+        much = self._held_bytes >= HELD_BYTES_MAX or hub.held_bytes >= hub.held_bytes_max
+        if much and not self._holds_reading:
+            self._holds_reading = True
+            self._stop_reading()
 
-    def _release(self) -> None:
+    def _take_held(self) -> list[list[Publish]]:
+        """Stop holding and return what was held."""
         held = self._held or []
         self._held = None
-        self._start_reading()
-        for publishes in held:
+        self._hub.held_bytes -= self._held_bytes
+        self._held_bytes = 0
+        if self._holds_reading:
+            self._holds_reading = False
+            self._start_reading()
+        return held
+
+    def _release(self) -> None:
+        for publishes in self._take_held():
             self._publish(publishes, clock.monotonic_s())
         if self.phase is Phase.CLOSING and not self._owes():
             self._say_goodbye()
+
+    def _let_go_of_held(self) -> None:
+        """Refuse what is still held when the wire is gone: nobody waits for its answer any more."""
+        if self._held is not None:
+            self._hub.spool.waits_no_more(self._release)
+            assert self.producer is not None
+            for publishes in self._take_held():
+                self._hub.pipeline.refuse_all(self.producer, publishes, Outcome.SPOOL_FULL)
 
     def _drop_held(self) -> None:
         """Let go of held QoS 2 publishes if the session goes on: its next connection sends them again."""
@@ -316,6 +362,7 @@ class MqttConnection:
             self.wire.write(refusal)
         self.closing = Closing.REFUSED
         self.phase = Phase.CLOSING
+        self._hub.closes(self)
         self.wire.close()
 
     def finish(self, closing: Closing, reason: int | None, text: str) -> None:
@@ -327,9 +374,8 @@ class MqttConnection:
         self._stop_reading()
         self._drop_held()
         self._hub.farewells[self] = (reason, text)
-        if self._owes():
-            self._hub.loop.call_later(self._hub.close_deadline_s, self._give_up)
-        else:
+        self._hub.closes(self)
+        if not self._owes():
             self._say_goodbye()
 
     def _say_goodbye(self) -> None:
@@ -340,10 +386,10 @@ class MqttConnection:
                 self.wire.write(farewell)
         self.wire.close()
 
-    def _give_up(self) -> None:
+    def cut(self) -> None:
+        """Close at once: the disk or the peer did not let us close in time."""
         self._hub.farewells.pop(self, None)
-        if self.phase is not Phase.CLOSED:
-            self.wire.abort()
+        self.wire.abort()
 
     def take_will(self) -> Will | None:
         """Return the will, once."""

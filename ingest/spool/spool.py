@@ -113,7 +113,7 @@ class Spool:
         self._flush_due = False
         self._busy = False
         self.scheduled = False
-        self._waiting_for_room: deque[Callable[[], None]] = deque()
+        self._waiting_for_room: dict[Callable[[], None], None] = {}
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="spool-writer", daemon=True)
@@ -154,9 +154,20 @@ class Spool:
         self._loose.extend(statements)
         self._flush_soon()
 
+    def join(self, statements: Sequence[Statement]) -> None:
+        """Run `statements` in the transaction of the open group, after all that were stored before."""
+        self._take_loose()
+        self.current.statements.extend(statements)
+        if not self.scheduled:
+            self.schedule()
+
     def when_room(self, resume: Callable[[], None]) -> None:
         """Call `resume` once the spool takes messages again, first come first served."""
-        self._waiting_for_room.append(resume)
+        self._waiting_for_room[resume] = None
+
+    def waits_no_more(self, resume: Callable[[], None]) -> None:
+        """Forget a call that `when_room` was asked for."""
+        self._waiting_for_room.pop(resume, None)
 
     # What the right side calls.
 
@@ -195,13 +206,17 @@ class Spool:
 
     def _flush(self) -> None:
         self._flush_due = False
+        self._take_loose()
+        if not self.scheduled:
+            self.schedule()
+
+    def _take_loose(self) -> None:
+        """Move what waited to share a transaction into the open group."""
         self.current.statements.extend(self._loose)
         self._loose = []
         self.stored_bytes -= self._freed_bytes
         self.stored_groups -= self._freed_groups
         self._freed_bytes = self._freed_groups = 0
-        if not self.scheduled:
-            self.schedule()
 
     def _start(self) -> None:
         if self._busy:
@@ -288,7 +303,9 @@ class Spool:
         for _ in range(len(waiting)):
             if self.state is not State.OPEN or self.current.bytes >= limits.group_bytes_max:
                 return
-            waiting.popleft()()
+            resume = next(iter(waiting))
+            del waiting[resume]
+            resume()
 
     def note_oldest(self, oldest_ms: int | None) -> None:
         """Learn the age of the oldest stored group (Unix ms), which the shipper's reader looks up."""

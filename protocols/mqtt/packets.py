@@ -17,6 +17,8 @@ from protocols.mqtt.wire import Properties, Property, malformed, violation
 
 MQTT_3_1_1: Final = 4
 MQTT_5: Final = 5
+PEER_PACKET_BYTES_MIN: Final = 128
+"""A client that takes no packet of this size could not be sent the largest CONNACK (MQTT-3.1.2-24)."""
 
 
 class Packet(enum.IntEnum):
@@ -169,6 +171,10 @@ def read_connect(body: bytes, *, client_id_bytes_max: int, user_properties_max: 
     packet_bytes_max = properties.get(Property.MAXIMUM_PACKET_SIZE, wire.VARINT_MAX)
     assert isinstance(expiry, int)
     assert isinstance(packet_bytes_max, int)
+    if packet_bytes_max < PEER_PACKET_BYTES_MIN:
+        raise ProtocolError(
+            ReasonCode.PACKET_TOO_LARGE, f"a maximum packet size below {PEER_PACKET_BYTES_MIN} is not served"
+        )
     return Connect(
         version=version,
         client_id=client_id,
@@ -205,6 +211,9 @@ def _read_will(
         properties, position = wire.read_properties(
             body, position, allowed=WILL_PROPERTIES, user_properties_max=user_properties_max
         )
+        if flags & 0x20:
+            # MQTT-3.2.2-13, announced by Retain Available = 0; 3.1.1 has no word for it.
+            raise ProtocolError(ReasonCode.RETAIN_NOT_SUPPORTED, "retained messages are not kept here")
     raw, position = wire.read_binary(body, position)
     check_topic_name(raw)
     payload, position = wire.read_binary(body, position)

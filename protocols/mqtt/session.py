@@ -400,12 +400,19 @@ class ServerSession:
         """Refuse every filter by name: commands to devices are not served yet."""
         packet_id, filters = self._read_filters(body, packets.SUBSCRIBE_PROPERTIES, with_options=True)
         refusal = ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR if self.version == MQTT_5 else 0x80
-        self._output.append(packets.suback(packet_id, bytes((refusal,)) * filters, version=self.version))
+        self._answer(packets.suback(packet_id, bytes((refusal,)) * filters, version=self.version))
 
     def _read_unsubscribe(self, body: bytes) -> None:
         packet_id, filters = self._read_filters(body, packets.UNSUBSCRIBE_PROPERTIES, with_options=False)
         reasons = bytes((ReasonCode.NO_SUBSCRIPTION_EXISTED,)) * filters
-        self._output.append(packets.unsuback(packet_id, reasons, version=self.version))
+        self._answer(packets.unsuback(packet_id, reasons, version=self.version))
+
+    def _answer(self, packet: bytes) -> None:
+        """Answer with a packet that grows with the question: what the client cannot take ends it."""
+        if len(packet) > self.peer_packet_bytes_max:
+            # MQTT-3.1.2-24: never larger than the client's maximum.
+            raise ProtocolError(ReasonCode.PACKET_TOO_LARGE, "the answer is larger than the client takes")
+        self._output.append(packet)
 
     def _read_pingreq(self, body: bytes) -> None:
         if body:
@@ -485,12 +492,18 @@ class ServerSession:
 
     def refuse(self, reason: int, text: str = "") -> bytes:
         """Return the CONNACK that refuses the connection; empty where the version has no word for it."""
+        packet_bytes_max = packets.PEER_PACKET_BYTES_MIN
+        if self.connect is not None:
+            packet_bytes_max = self.connect.packet_bytes_max
         self.open = False
         self.connect = None
         self.will = None
         if self.version == MQTT_5:
             properties: Properties = {Property.REASON_STRING: text} if text else {}
-            return packets.connack_5(session_present=False, reason=reason, properties=properties)
+            connack = packets.connack_5(session_present=False, reason=reason, properties=properties)
+            if len(connack) > packet_bytes_max or reason == ReasonCode.PACKET_TOO_LARGE:
+                connack = packets.connack_5(session_present=False, reason=reason, properties={})
+            return connack
         if reason == ReasonCode.UNSUPPORTED_PROTOCOL_VERSION or (self.version and reason in CONNACK_3):
             return packets.connack_3(session_present=False, code=CONNACK_3[reason])
         return b""

@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from ingest import counters
+from ingest import clock, counters
 from ingest.authentication import Authenticator, Door, Peer, Unauthenticated
 from ingest.delivery.shipper import Shipper
 from ingest.delivery.sink import Poison, SinkState
 from ingest.events import Events
 from ingest.mqtt.connection import MqttConnection
-from ingest.mqtt.hub import READ_SESSIONS, Hub, HubLimits, unpack_ids
+from ingest.mqtt.hub import Hub, HubLimits
+from ingest.mqtt.sessions import READ_SESSIONS, unpack_ids
+from ingest.outcome import Outcome
 from ingest.pipeline import Pipeline, PipelineLimits
 from ingest.records import Group
 from ingest.routes import StreamRule, StreamRules
@@ -25,6 +27,7 @@ from routing.limits.shared_table import LocalTable
 from routing.tenancy.identity import Credential, Identity, Kind
 from tests.support.mqtt_packets import LIMITS
 
+HELD_BYTES_MAX = 100_000
 UNLIMITED = Rates(messages_per_s=0, bytes_per_s=0, burst_s=1, connections_max=0)
 
 
@@ -36,6 +39,7 @@ class Wire:
         self.said = b""
         self.closed = False
         self.reading = True
+        self.takes = True
         self.connection = MqttConnection(
             worker.hub, self, Door("rig", frozenset({Credential.JWT})), Peer("peer", None)
         )
@@ -50,11 +54,14 @@ class Wire:
 
     def close(self) -> None:
         """Close as a transport does: the connection hears of it in the next turn of the loop."""
+        if self.takes:
+            self.abort()
+
+    def abort(self) -> None:
+        """Close at once, also when the peer does not take what is left."""
         if not self.closed:
             self.closed = True
             self._worker.loop.call_soon(self.connection.ended)
-
-    abort = close
 
     def lose(self) -> None:
         """Cut the wire."""
@@ -110,7 +117,7 @@ class RigWorker:
         allowances = Allowances(
             devices=LocalTable(capacity=100, expired=lambda _: False),
             tenants=LocalTable(capacity=100, expired=lambda _: False),
-            terms=lambda _: Terms(tenant=UNLIMITED, device=UNLIMITED, policy=Policy.PAUSE),
+            terms=lambda _: Terms(tenant=UNLIMITED, device=rig.rates, policy=Policy.PAUSE),
             worker=0,
             workers=1,
             idle_max=100,
@@ -137,7 +144,7 @@ class RigWorker:
             loop=self.loop,
             spool=self.spool,
             pipeline=pipeline,
-            authenticator=Authenticator(certificate=_nobody, jwt=_whoever, api_key=_nobody),
+            authenticator=Authenticator(certificate=_nobody, jwt=rig.identity, api_key=_nobody),
             admits=lambda _: None,
             allowances=allowances,
             directory=rig.directory,
@@ -146,10 +153,11 @@ class RigWorker:
             session_limits=LIMITS,
             limits=HubLimits(
                 connect_deadline_s=10,
-                close_deadline_s=5,
+                close_deadline_s=2,
                 takeover_deadline_s=1,
                 sessions_max=10,
                 wills_max=10,
+                held_bytes_max=HELD_BYTES_MAX,
             ),
         )
         self.hub.load_sessions(self.store.rows(READ_SESSIONS))
@@ -158,6 +166,14 @@ class RigWorker:
             self.spool, Reader(folder / "spool.db"), after=0, delivered=lambda _group, _poison: None
         )
         self.sink.settled = self.shipper.settled
+
+    def turn(self, seconds: float) -> None:
+        """Let time pass for the wheel only."""
+        self.hub.turn_wheel(clock.monotonic_s() + seconds)
+
+    def refused(self) -> int:
+        """Return how many publishes were refused for want of room."""
+        return self.block[counters.REFUSED[Outcome.SPOOL_FULL]]
 
     def connect(self, data: bytes) -> Wire:
         wire = Wire(self)
@@ -191,6 +207,19 @@ class Rig:
         self.directory = LocalTable(capacity=100, expired=lambda _: True)
         self.workers: list[RigWorker] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self.rates = UNLIMITED
+        self.kind = Kind.DEVICE
+        self.expires_s: float | None = None
+
+    def identity(self, token: str) -> Identity:
+        """Return a device, or what the test wants, that is called as its password says."""
+        return Identity(
+            tenant="acme",
+            name=token,
+            kind=self.kind,
+            credential=Credential.JWT,
+            expires_s=self.expires_s,
+        )
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         """Be a log that nobody reads."""
@@ -213,8 +242,8 @@ class Rig:
         for task in self._tasks:
             task.cancel()
         for worker in self.workers:
-            for entry in worker.hub._wills.values():
-                entry[0].cancel()
+            worker.thaw()
+            worker.hub.send_wills()
             await worker.spool.close()
 
     async def settle(self) -> None:
@@ -228,7 +257,3 @@ class Rig:
 
 def _nobody(_: Any) -> Identity:
     raise Unauthenticated("nobody")
-
-
-def _whoever(token: str) -> Identity:
-    return Identity(tenant="acme", name=token, kind=Kind.DEVICE, credential=Credential.JWT)

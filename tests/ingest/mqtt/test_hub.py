@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from ingest import clock
+from ingest.counters import Closing
+from ingest.mqtt.sessions import READ_SESSIONS
 from protocols.mqtt.wire import write_binary, write_string, write_varint
+from routing.limits.allowance import Rates
+from routing.tenancy.identity import Kind
 from tests.support.mqtt_packets import packet, publish
-from tests.support.mqtt_rig import Rig, RigWorker, Wire
+from tests.support.mqtt_rig import HELD_BYTES_MAX, Rig, RigWorker, Wire
 
 CLEAN = 0x02
 
@@ -30,6 +35,10 @@ def connect(
 
 def qos_2(number: int, payload: bytes = b"p") -> bytes:
     return publish(topic=b"dt/acme/d/s", payload=payload, qos=2, packet_id=number, properties=b"")
+
+
+def qos_1(number: int, payload: bytes) -> bytes:
+    return publish(topic=b"dt/acme/d/s", payload=payload, packet_id=number, properties=b"")
 
 
 def pubrel(number: int) -> bytes:
@@ -74,7 +83,6 @@ async def test_what_was_held_is_not_taken_for_stored(tmp_path: Path) -> None:
         worker.freeze()
         wire.send(qos_2(1, b"1" * 20))
         wire.send(qos_2(2, b"2" * 20))
-        assert not wire.reading, "the group has no room"
         wire.lose()
         worker.thaw()
         await rig.settle()
@@ -187,7 +195,6 @@ async def test_a_will_is_sent_unless_its_client_comes_back_in_time(
         await rig.settle()
         await rig.settle()
         assert rig.workers[0].payloads() == ([b"gone"] if sent else [])
-        assert not rig.workers[0].hub._wills
 
 
 async def test_a_will_is_sent_when_its_delay_or_its_session_is_over(tmp_path: Path) -> None:
@@ -202,7 +209,7 @@ async def test_a_will_is_sent_when_its_delay_or_its_session_is_over(tmp_path: Pa
             while len(worker.payloads()) < 3:
                 await asyncio.sleep(0.01)
         assert sorted(worker.payloads()) == [b"a", b"b", b"d"]
-        worker.hub.publish_wills()
+        worker.hub.send_wills()
         await rig.settle()
         assert sorted(worker.payloads()) == [b"a", b"b", b"c", b"d"]
 
@@ -216,3 +223,150 @@ async def test_a_goodbye_takes_the_will_back(tmp_path: Path) -> None:
         wire.send(packet(0xE0, b"\x04"))
         await rig.settle()
         assert worker.payloads() == [b"sent all the same"]
+
+
+async def test_a_client_that_waits_for_room_is_heard_and_answered(tmp_path: Path) -> None:
+    """Were it not read, it would miss its PINGRESP and come back with all the others."""
+    async with Rig(tmp_path, group_bytes_max=10) as rig:
+        [worker] = rig.workers
+        wire = await admitted(worker, connect())
+        worker.freeze()
+        wire.send(qos_1(1, b"1" * 20))
+        wire.send(qos_1(2, b"2" * 20) + packet(0xC0, b""))
+        assert wire.reading
+        assert wire.said.endswith(b"\xd0\0")
+        for number in range(3, 8):
+            wire.send(qos_1(number, bytes(4000)))
+        assert not wire.reading, "it has filled what one connection may hold"
+        worker.thaw()
+        await rig.settle()
+        assert wire.reading
+        assert wire.said.count(b"@\x02") == 7
+        assert worker.hub.held_bytes == 0
+
+
+async def test_all_connections_together_hold_no_more_than_their_bound(tmp_path: Path) -> None:
+    async with Rig(tmp_path, group_bytes_max=10) as rig:
+        [worker] = rig.workers
+        wires = [await admitted(worker, connect(client=f"c{number}")) for number in range(12)]
+        worker.freeze()
+        for wire in wires:
+            for number in range(1, 4):
+                wire.send(qos_1(number, bytes(3500)) if wire.reading else b"")
+        assert worker.hub.held_bytes < HELD_BYTES_MAX + 4000 * len(wires), "one more read of each"
+        assert not wires[-1].reading
+        for wire in wires:
+            wire.lose()
+        assert worker.hub.held_bytes == 0
+        assert worker.refused() > 20
+        worker.thaw()
+        await rig.settle()
+        assert len(worker.payloads()) == 1
+        assert not worker.spool._waiting_for_room
+
+
+async def test_a_peer_that_does_not_take_its_last_words_is_cut(tmp_path: Path) -> None:
+    async with Rig(tmp_path) as rig:
+        [worker] = rig.workers
+        wire = await admitted(worker, connect())
+        wire.takes = False
+        second = await admitted(worker, connect())
+        assert not wire.closed
+        worker.turn(4)
+        assert wire.closed
+        await rig.settle()
+        assert wire.connection not in worker.hub.connections
+        second.takes = False
+        worker.hub.begin_drain()
+        worker.turn(8)
+        assert second.closed
+
+
+async def test_a_silent_client_that_is_not_read_is_let_be_for_a_minute_more(tmp_path: Path) -> None:
+    async with Rig(tmp_path) as rig:
+        [worker] = rig.workers
+        wire = await admitted(worker, connect())
+        wire.connection.pause_writing()
+        worker.turn(95)
+        assert wire.connection.closing is None
+        worker.turn(155)
+        assert wire.connection.closing is Closing.KEEP_ALIVE
+
+
+async def test_a_credential_ends_when_it_says_whatever_the_keep_alive(tmp_path: Path) -> None:
+    async with Rig(tmp_path) as rig:
+        [worker] = rig.workers
+        rig.expires_s = clock.unix_s() + 1
+        wire = await admitted(worker, connect())
+        async with asyncio.timeout(5):
+            while not wire.closed:
+                await asyncio.sleep(0.05)
+                worker.turn(0)
+        assert wire.connection.closing is Closing.REVOKED
+
+
+async def test_at_its_cap_a_device_may_still_take_its_own_session_over(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.rates = Rates(messages_per_s=0, bytes_per_s=0, burst_s=1, connections_max=1)
+    async with rig:
+        [worker] = rig.workers
+        first = await admitted(worker, connect())
+        second = await admitted(worker, connect())
+        assert session_present(second)
+        assert first.closed
+        third = worker.connect(connect(client="another"))
+        assert third.said[3] == 0x97
+        second.lose()
+        await admitted(worker, connect(client="another"))
+
+
+async def test_a_gateway_and_a_device_of_one_name_have_sessions_of_their_own(tmp_path: Path) -> None:
+    async with Rig(tmp_path) as rig:
+        [worker] = rig.workers
+        device = await admitted(worker, connect())
+        rig.kind = Kind.GATEWAY
+        gateway = await admitted(worker, connect())
+        assert not device.closed
+        assert not session_present(gateway)
+
+
+async def test_a_session_that_ended_does_not_come_back_with_its_ids(tmp_path: Path) -> None:
+    async with Rig(tmp_path) as rig:
+        [worker] = rig.workers
+        wire = await admitted(worker, connect())
+        wire.send(qos_2(1))
+        await rig.settle()
+        wire.lose()
+        wire = await admitted(worker, connect(expiry_s=0))
+        assert session_present(wire)
+        wire.lose()
+        await rig.settle()
+        assert not worker.store.rows(READ_SESSIONS)
+
+
+async def test_what_is_stored_of_a_session_is_what_was_said_last(tmp_path: Path) -> None:
+    """A connection that ends and one that comes back write the same row; the later must win."""
+    async with Rig(tmp_path) as rig:
+        [worker] = rig.workers
+        wire = await admitted(worker, connect())
+        wire.send(qos_2(1))
+        await rig.settle()
+        worker.spool.store([("SELECT 1", ())])  # a transaction is due, but not yet
+        wire.lose()
+        wire = await admitted(worker, connect())
+        wire.send(pubrel(1))
+        await rig.settle()
+        await asyncio.sleep(0.1)
+        await rig.settle()
+        assert worker.stored_ids() == set()
+
+
+async def test_sessions_that_are_over_leave_no_row_at_the_next_start(tmp_path: Path) -> None:
+    async with Rig(tmp_path) as rig:
+        (await admitted(rig.workers[0], connect())).lose()
+        await rig.settle()
+        rig.workers[0].spool.join([("UPDATE sessions SET expires_s = 1", ())])
+        await rig.settle()
+    async with Rig(tmp_path) as rig:
+        await rig.settle()
+        assert not rig.workers[0].store.rows(READ_SESSIONS)

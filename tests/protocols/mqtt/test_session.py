@@ -52,6 +52,14 @@ MALFORMED_CONNECTS = {
     "length longer than it must be": (b"\x10\x80\x00", 0x81),
     "larger than allowed": (b"\x10" + b"\xff\x7f" + bytes(100), 0x95),
     "a publish first": (publish(), 0x82),
+    "a will that is retained": (
+        connect(version=5, flags=0x26, rest=b"\x00" + b"\x00\x01t\x00\x01x"),
+        0x9A,
+    ),
+    "a maximum packet size that fits no CONNACK": (
+        connect(version=5, properties=b"\x27\x00\x00\x00\x7f"),
+        0x95,
+    ),
 }
 
 
@@ -170,10 +178,10 @@ def test_a_refusal_of_mqtt_5_has_its_reason_and_a_text_if_the_client_wants_one()
 
 
 def test_a_text_too_large_for_the_client_is_left_out() -> None:
-    session = opened(5, properties=b"\x27\x00\x00\x00\x08")
+    session = opened(5, properties=b"\x27\x00\x00\x00\x80")
     publishes = session.feed(publish(properties=b""))
-    assert session.acknowledge(publishes, [0x99], lambda _: "much too long") == b"@\x03\x00\x01\x99"
-    assert session.farewell(0x8B, "much too long") == b"\xe0\x01\x8b"
+    assert session.acknowledge(publishes, [0x99], lambda _: "x" * 128) == b"@\x03\x00\x01\x99"
+    assert session.farewell(0x8B, "x" * 128) == b"\xe0\x01\x8b"
 
 
 def test_more_in_flight_than_the_receive_maximum_ends_an_mqtt_5_session() -> None:
@@ -329,3 +337,19 @@ def test_a_conversation_means_the_same_wherever_it_is_cut(version: int) -> None:
     for cut in range(1, len(data)):
         assert said(version, [data[:cut], data[cut:]]) == whole
     assert said(version, [data[n : n + 1] for n in range(len(data))]) == whole
+
+
+def test_no_packet_is_larger_than_the_client_takes() -> None:
+    """MQTT-3.1.2-24, for each packet that grows with what it answers."""
+    smallest = b"\x27" + (128).to_bytes(4, "big")
+    session = ServerSession(LIMITS)
+    session.feed(connect(version=5, client="", properties=smallest))
+    assert len(session.refuse(0x87, "x" * 200)) == 5
+    session = ServerSession(LIMITS)
+    session.feed(connect(version=5, client="", properties=smallest))
+    assert len(session.accept(session_present=False, assigned_client_id="x" * 32)) <= 128
+    session.feed(subscribe(version=5, filters=b"\x00\x01a\x00" * 122))
+    assert len(session.take_output()) == 128 - 1
+    session.feed(subscribe(version=5, filters=b"\x00\x01a\x00" * 125))
+    assert session.failure is not None
+    assert session.failure.reason == 0x95
