@@ -115,6 +115,7 @@ async def running(
     door.acceptor = Acceptor(
         sock,
         protocol=lambda: Connection(door),
+        sockets=None,
         tls=None if tls is None else context,
         handshake_deadline_s=handshake_deadline_s,
         handshakes_max=handshakes_max,
