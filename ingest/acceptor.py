@@ -156,6 +156,7 @@ class Acceptor:
         with contextlib.suppress(OSError):
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._sockets is not None:
+            self._gate.settled()  # there is no handshake
             self._sockets(peer, name)
             return
         assert self._tasks is not None

@@ -100,6 +100,7 @@ async def running(
     *,
     gate: AskedGate | None = None,
     tls: ssl.SSLContext | None = None,
+    sockets: Callable[[socket.socket, str], None] | None = None,
     handshake_deadline_s: float = DEADLINE_S,
     handshakes_max: int = 1000,
 ) -> AsyncIterator[Door]:
@@ -115,7 +116,7 @@ async def running(
     door.acceptor = Acceptor(
         sock,
         protocol=lambda: Connection(door),
-        sockets=None,
+        sockets=sockets,
         tls=None if tls is None else context,
         handshake_deadline_s=handshake_deadline_s,
         handshakes_max=handshakes_max,
@@ -343,6 +344,22 @@ async def test_handshakes_of_one_listener_count_to_the_cap_of_another(files: Fil
         silent.close()
         await until(lambda: gate.handshakes == 0)
         assert await heard(peers(plain.port)) == b"hello"
+
+
+@on_a_workers_loop
+async def test_a_socket_that_is_handed_over_is_no_handshake(peers: Peers) -> None:
+    taken: list[tuple[socket.socket, str]] = []
+    async with running(gate=AskedGate(connections_max=1), sockets=lambda *peer: taken.append(peer)) as door:
+        for count in range(1, 4):
+            peer = peers(door.port)
+            await until(lambda count=count: len(taken) == count)  # type: ignore[misc]
+            assert taken[-1][1] == f"127.0.0.1:{peer.getsockname()[1]}"
+            assert not taken[-1][0].getblocking()
+            assert taken[-1][0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert door.gate.handshakes == 0
+        assert not door.refused
+    for sock, _ in taken:
+        sock.close()
 
 
 @contextlib.contextmanager
