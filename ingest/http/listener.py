@@ -6,7 +6,8 @@
     GET  /mqtt                                                   WebSocket, MQTT
 
 202 means durable. Errors are problem+json. Nothing of a body that ends early is taken. No wait of a
-request is longer than `request_deadline_s`: not for its body, and not for its fsync.
+request is longer than `request_deadline_s`: not for its body, not for its fsync, and not for a peer that
+does not read.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 from aiohttp import web
@@ -54,7 +55,18 @@ UNSETTLED: Final = (
 class _Handler(RequestHandler):
     """One connection, with who it turned out to be."""
 
-    __slots__ = ("counted", "door", "identity", "listener", "peer", "producers")
+    __slots__ = (
+        "_over",
+        "_unread",
+        "closing",
+        "counted",
+        "door",
+        "identity",
+        "listener",
+        "peer",
+        "producers",
+        "wire",
+    )
 
     def __init__(self, manager: _Server, **kwargs: Any) -> None:
         super().__init__(manager, loop=manager.loop, **kwargs)
@@ -64,17 +76,59 @@ class _Handler(RequestHandler):
         self.producers: dict[Identity, Producer] = {}
         self.identity: Identity | None = None
         self.counted: Identity | None = None
+        self.wire: asyncio.Transport | None = None
+        self.closing: Closing | None = None
+        self._over = False
+        self._unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Remember who is at the other end."""
         super().connection_made(transport)
+        self.wire = cast("asyncio.Transport", transport)  # uvloop's and aiofastnet's are not subclasses
         self.peer = peer_of(transport)
         self.listener.events.connection_opened(Protocol.HTTP)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Count the connection out."""
         super().connection_lost(exc)
+        self.wire = None
+        self._was_read()
         self.listener.left(self)
+
+    async def start(self) -> None:
+        """Serve the connection; its peer then has a deadline to take the rest of what it is sent."""
+        try:
+            await super().start()
+        finally:
+            self._over = True
+            self._must_be_read()
+
+    def pause_writing(self) -> None:
+        """Give the peer a deadline to take what it is sent."""
+        super().pause_writing()
+        self._must_be_read()
+
+    def resume_writing(self) -> None:
+        """Go on: the peer has taken most of it. When the connection is to close, it must take all."""
+        super().resume_writing()
+        if not self._over:
+            self._was_read()
+
+    def _must_be_read(self) -> None:
+        if self.wire is not None and self._unread is None:
+            deadline_s = self.listener.settings.request_deadline_s
+            self._unread = self._loop.call_later(deadline_s, self.abort, Closing.LOST)
+
+    def _was_read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+    def abort(self, closing: Closing) -> None:
+        """Cut the connection."""
+        if self.wire is not None:
+            self.closing = closing
+            self.wire.abort()
 
     def handle_error(
         self,
@@ -193,7 +247,9 @@ class HttpListener:
     def left(self, handler: _Handler) -> None:
         """Count a connection out."""
         self._handlers.discard(handler)
-        self.events.connection_closed(Closing.DRAINING if self.draining else Closing.PEER)
+        self.events.connection_closed(
+            handler.closing or (Closing.DRAINING if self.draining else Closing.PEER)
+        )
         if handler.counted is not None:
             self._allowances.close_connection(handler.counted.tenant, handler.counted.name)
             handler.counted = None
@@ -207,8 +263,8 @@ class HttpListener:
     def close_where(self, unwanted: Callable[[Identity], bool], text: str) -> None:
         """Close the connections whose identity is unwanted."""
         for handler in list(self._handlers):
-            if any(unwanted(identity) for identity in handler.producers) and handler.transport is not None:
-                handler.transport.abort()
+            if any(unwanted(identity) for identity in handler.producers):
+                handler.abort(Closing.REVOKED)
         for socket in list(self.websockets):
             if unwanted(socket.producer.identity):
                 socket.close(1008, text)

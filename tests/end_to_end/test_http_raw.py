@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.test_clients import found, new_stream, telemetry
+from tests.end_to_end.test_clients import client_tls, found, new_stream, telemetry
 from tests.support.gateway import Gateway, gateway
 
 pytestmark = pytest.mark.end_to_end
@@ -145,15 +147,41 @@ def test_a_client_that_falls_silent_is_disconnected_after_one_and_a_half_keep_al
     assert b"\x8d" in answer
 
 
-def test_a_body_that_comes_too_slowly_is_refused_by_name(tmp_path: Path) -> None:
-    with gateway(tmp_path, extra="[http]\nrequest_deadline_s = 0.5\nkeep_alive_s = 1.0\n") as node:
-        answer = said(node.http, request("slow", length=len(BODY) + 10))
-        assert status_of(answer) == 408
-        assert b"urn:headworks:problem:slow-body" in answer
-        assert b"connection: close" in answer.lower()
-        began = time.monotonic()
-        with socket.create_connection(("127.0.0.1", node.http), 5) as sock:
-            sock.sendall(b"POST /v1/telemetry/s HTTP/1.1\r\nHost:")  # and the rest never comes
-            assert sock.recv(1000) == b""
-        assert time.monotonic() - began < 4
-        assert node.status()["ledger"] == {}
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    folder: Path = tmp_path_factory.mktemp("hasty")
+    with gateway(folder, extra="[http]\nrequest_deadline_s = 0.5\nkeep_alive_s = 1.0\n") as started:
+        yield started
+
+
+def test_a_body_that_comes_too_slowly_is_refused_by_name(hasty: Gateway) -> None:
+    answer = said(hasty.http, request("slow", length=len(BODY) + 10))
+    assert status_of(answer) == 408
+    assert b"urn:headworks:problem:slow-body" in answer
+    assert b"connection: close" in answer.lower()
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", hasty.http), 5) as sock:
+        sock.sendall(b"POST /v1/telemetry/s HTTP/1.1\r\nHost:")  # and the rest never comes
+        assert sock.recv(1000) == b""
+    assert time.monotonic() - began < 4
+    assert hasty.status()["ledger"] == {}
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_peer_that_asks_and_does_not_read_is_cut_off(hasty: Gateway, tls: bool) -> None:
+    lost = 'headworks_connections_closed_total{reason="lost"}'
+    before = hasty.metric(lost)
+    with contextlib.ExitStack() as open_sockets:
+        peer = socket.socket()
+        open_sockets.callback(peer.close)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.connect(("127.0.0.1", hasty.https if tls else hasty.http))
+        if tls:
+            context = client_tls(hasty, hasty.ca.device("acme", "deaf"))
+            peer = open_sockets.enter_context(context.wrap_socket(peer, server_hostname="localhost"))
+        peer.settimeout(0.2)
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            while True:
+                peer.sendall(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n" * 500)
+        hasty.wait_until(lambda: hasty.metric(lost) > before, 10)
+    hasty.wait_until(lambda: hasty.status()["connections"] == 0, 5)
