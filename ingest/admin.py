@@ -39,6 +39,8 @@ GAUGE_HELP: Final = {
     Gauge.SPOOL_BYTES: ("spool_bytes", "Bytes of groups that wait for delivery."),
     Gauge.SPOOL_GROUPS: ("spool_groups", "Groups that wait for delivery."),
     Gauge.SPOOL_OLDEST_S: ("spool_oldest_seconds", "Age of the oldest group that waits."),
+    Gauge.DEAD_LETTERS: ("dead_letters", "Dead letters that are kept."),
+    Gauge.DEAD_LETTERS_BYTES: ("dead_letters_bytes", "Bytes of the dead letters that are kept."),
     Gauge.SINK_READY: ("sink_ready", "Whether the sink takes records."),
     Gauge.SINK_PENDING_RECORDS: ("sink_pending_records", "Records in the sink's hands."),
     Gauge.SINK_PENDING_BYTES: ("sink_pending_bytes", "Bytes in the sink's hands."),

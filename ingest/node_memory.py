@@ -57,6 +57,8 @@ class Gauge(enum.IntEnum):
     TLS_NOT_AFTER_S = 14
     TLS_CRL_NEXT_UPDATE_S = 15
     TLS_RELOAD_FAILED = 16
+    DEAD_LETTERS = 17
+    DEAD_LETTERS_BYTES = 18
 
 
 GONE_WITH_THE_PROCESS: Final = (

@@ -6,7 +6,6 @@ through the spool (`Spool.answer`) and go out after the fsync.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -23,31 +22,41 @@ from ingest.spool.spool import Spool, State, dead_letter
 from ingest.spool.store import Statement
 from protocols.mqtt.session import Publish
 from protocols.telemetry import Malformed, decode, decode_one_json
-from routing.limits.allowance import Allowance, Allowances, Over, Policy
+from routing.limits.allowance import NOBODY, PAUSE, REFUSE, SHED, Allowance, Allowances, Over
 from routing.limits.bucket import TokenBucket
 from routing.tenancy.identity import Identity
 
 ACCEPTED: Final = int(Outcome.ACCEPTED)
+JSON: Final = Encoding.JSON  # on Python 3.11 a member by its class costs what a payload does to decode
+OPEN: Final = State.OPEN
+KEPT: Final = frozenset({Outcome.MALFORMED, Outcome.TOO_LARGE})
+"""Refusals for the content, which are kept for inspection."""
 OVER: Final = {Over.DEVICE: Outcome.DEVICE_LIMIT, Over.TENANT: Outcome.TENANT_LIMIT}
 
 
 class _Envelope(msgspec.Struct, frozen=True):
-    id: str
-    received_at: int
     payload: msgspec.Raw
+    encoding: str = ""
 
 
 _ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
+_BASE64: Final = msgspec.json.Decoder(bytes)
 
 
 class PipelineLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds of the pipeline. `refused_kept_per_s` bounds how many refused payloads are kept."""
+    """Bounds of the pipeline.
+
+    Of refused payloads `refused_kept_per_s` are kept, the first `refused_kept_bytes_max` of each; all dead
+    letters together are at most `dead_letters_max`, of `dead_letters_bytes_max`, when another is kept.
+    """
 
     routes_max: int
     records_max: int
     group_bytes_max: int
     dead_letters_max: int
+    dead_letters_bytes_max: int
     refused_kept_per_s: float
+    refused_kept_bytes_max: int
     refuse_when_full: bool
 
 
@@ -102,7 +111,8 @@ class Submission(msgspec.Struct, frozen=True):
     """What became of one HTTP or WebSocket submission.
 
     Accepted records have the ids `{group}-{first_index}` to `{group}-{first_index + count - 1}`.
-    `retry_after_s` is the pause that a limit asks for; with ACCEPTED, before the next one.
+    `retry_after_s` is when a limit would let all of it through; `pause_s` is how long to read no more, where
+    the plan pauses, whatever the outcome.
     """
 
     outcome: Outcome
@@ -111,6 +121,7 @@ class Submission(msgspec.Struct, frozen=True):
     first_index: int = 0
     detail: str = ""
     retry_after_s: float = 0.0
+    pause_s: float = 0.0
 
 
 class Pipeline:
@@ -137,13 +148,13 @@ class Pipeline:
         self._letters_kept = TokenBucket(
             rate_per_s=limits.refused_kept_per_s, burst=limits.refused_kept_per_s, now_s=clock.monotonic_s()
         )
-        self.letters = 0
+        self.letters = self.letters_bytes = 0
         self.draining = False
 
     def has_room(self) -> bool:
         """Return whether `publish` may be called; if not, hold the publishes and wait for room."""
         spool = self._spool
-        return spool.state is State.OPEN and spool.current.bytes < self._limits.group_bytes_max
+        return spool.state is OPEN and spool.current.bytes < self._limits.group_bytes_max
 
     def refuses(self) -> bool:
         """Return whether publishes are to be refused, not held, while there is no room."""
@@ -182,18 +193,18 @@ class Pipeline:
             route = found
         allowance = route.allowance
         policy = allowance.policy
-        refuse = policy is not Policy.PAUSE and (producer.can_refuse or policy is Policy.SHED)
+        refuse = policy is not PAUSE and (producer.can_refuse or policy is SHED)
         allowed, pause_s, over = allowance.charge(count, size, now_s, refuse=refuse)
         if allowed < count:
             pause_s = self._charge_the_rest(route, publishes[allowed:], now_s)
         if over or route.raw or size > route.payload_bytes_max:
-            return self._publish_with_care(producer, route, publishes, allowed, over), pause_s
+            return self._publish_with_care(producer, route, publishes, now_s, (allowed, pause_s, over))
         try:
             for payload in payloads:
                 decode_one_json(payload)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            return self._publish_with_care(producer, route, publishes, allowed, over), pause_s
-        run = Run(route.tenant, route.device, route.stream, Encoding.JSON, clock.unix_ms(), count, payloads)
+            return self._publish_with_care(producer, route, publishes, now_s, (allowed, pause_s, over))
+        run = Run(route.tenant, route.device, route.stream, JSON, clock.unix_ms(), count, payloads)
         spool = self._spool
         spool.current.append(run, size)
         if not spool.scheduled:
@@ -220,7 +231,7 @@ class Pipeline:
     @staticmethod
     def _charge_the_rest(route: Route, publishes: list[Publish], now_s: float) -> float:
         """Charge what a plan that sheds takes all the same, QoS 1 and 2, and return the pause for it."""
-        if route.allowance.policy is not Policy.SHED:
+        if route.allowance.policy is not SHED:
             return 0.0  # refused, so nothing is owed
         payloads = [payload for _, payload, qos, _ in publishes if qos]
         if not payloads:
@@ -228,36 +239,53 @@ class Pipeline:
         return route.allowance.charge(len(payloads), sum(map(len, payloads)), now_s, refuse=False)[1]
 
     def _publish_with_care(
-        self, producer: Producer, route: Route, publishes: list[Publish], allowed: int, over: Over
-    ) -> list[int] | None:
-        """Judge publishes of one route one by one: lists, MessagePack, raw, malformed, over a limit."""
-        sheds = route.allowance.policy is Policy.SHED
+        self,
+        producer: Producer,
+        route: Route,
+        publishes: list[Publish],
+        now_s: float,
+        charged: tuple[int, float, Over],
+    ) -> tuple[list[int] | None, float]:
+        """Judge publishes of one route one by one: lists, MessagePack, raw, malformed, over a limit.
+
+        Each was `charged` as one message; a list is charged the rest of its records when it is looked into.
+        """
+        allowed, pause_s, over = charged
+        policy = route.allowance.policy
+        sheds = policy is SHED
         outcomes: list[int] = []
         for position, (_, payload, qos, _) in enumerate(publishes):
-            if position >= allowed and not (sheds and qos):
+            may_refuse = not qos if sheds else policy is REFUSE and producer.can_refuse
+            count = 1
+            if position >= allowed and may_refuse:
                 outcome = Outcome.SHED if sheds else OVER[over]
             else:
-                outcome = self._take_one(route, payload, must_answer=qos > 0 and not producer.can_refuse)
+                outcome, detail, encoding, count = self._examine(route, payload)
+                if count > 1:
+                    paid = allowed - position if may_refuse else None
+                    of_list, list_s = self._charge_list(route, count - 1, now_s, paid)
+                    if of_list:
+                        outcome = Outcome.SHED if sheds else OVER[of_list]
+                    pause_s = max(pause_s, list_s)
+                if outcome is Outcome.ACCEPTED:
+                    self._append(route, payload, encoding, count)
+                elif outcome in KEPT:
+                    must_answer = qos > 0 and not producer.can_refuse
+                    outcome = self._keep(route, outcome, detail, payload, must_answer=must_answer)
             if outcome is not Outcome.ACCEPTED:
-                self._events.publish_refused(outcome, 1, route.tenant_index)
+                self._events.publish_refused(outcome, max(1, count), route.tenant_index)
             outcomes.append(outcome)
-        return outcomes if any(outcomes) else None
+        return (outcomes if any(outcomes) else None), pause_s
 
-    def _take_one(self, route: Route, payload: bytes, *, must_answer: bool) -> Outcome:
-        """Append one payload if its stream takes it, else keep it among the dead letters.
+    @staticmethod
+    def _charge_list(route: Route, more: int, now_s: float, paid: int | None) -> tuple[Over, float]:
+        """Charge what a list holds beyond its first record; return (whose limit refuses it, pause in s).
 
-        With `must_answer` (MQTT 3.1.1, QoS 1 and 2) there is no word for a refusal: the payload is
-        acknowledged once it is durable as a dead letter, or refused when there is no room for those.
+        `paid` is how many of the read's publishes are charged and not yet looked at; None where all is taken.
         """
-        outcome, detail, encoding, count = self._examine(route, payload)
-        if outcome is Outcome.ACCEPTED:
-            self._append(route, payload, encoding, count)
-        elif must_answer and self.letters < self._limits.dead_letters_max:
-            self._keep(route, outcome, detail, payload, Booking.ACKNOWLEDGED)
-            return Outcome.ACCEPTED
-        else:
-            self._keep(route, outcome, detail, payload, Booking.REFUSED)
-        return outcome
+        if paid is not None:
+            return route.allowance.charge_whole(more, 0, now_s, paid=paid)[1], 0.0
+        return NOBODY, route.allowance.charge(more, 0, now_s, refuse=False)[1]
 
     def _examine(self, route: Route, payload: bytes) -> tuple[Outcome, str, Encoding, int]:
         """Judge one payload: (outcome, why, how it is written, number of records)."""
@@ -276,31 +304,57 @@ class Pipeline:
         run = Run(route.tenant, route.device, route.stream, encoding, clock.unix_ms(), count, [payload])
         return self._spool.append(run, len(payload))
 
-    def _keep(self, route: Route, outcome: Outcome, detail: str, payload: bytes, booking: Booking) -> None:
-        """Keep a refused payload for inspection; those that were only refused within limits."""
-        if booking is Booking.REFUSED:
-            now_s = clock.monotonic_s()
-            if self.letters >= self._limits.dead_letters_max or self._letters_kept.available(now_s) < 1:
-                return
-            self._letters_kept.take(1, now_s)
-        else:
+    def _keep(
+        self, route: Route, outcome: Outcome, detail: str, payload: bytes, *, must_answer: bool
+    ) -> Outcome:
+        """Keep a payload that was refused for its content, as far as there is room, and return its outcome.
+
+        With `must_answer` (MQTT 3.1.1, QoS 1 and 2) there is no word for a refusal: the payload is kept
+        whole and acknowledged once it is durable as a dead letter, or refused when there is no room.
+        """
+        size = len(payload)
+        if must_answer and self._has_room_for(size):
             self._events.publishes(route.tenant_index, 1)
             self._events.dead_lettered(route.tenant_index, outcome.name.lower())
-        self.letters += 1
-        now_ms = clock.unix_ms()
-        self._spool.current.statements.append(
-            dead_letter(
-                at_ms=now_ms,
-                tenant=route.tenant,
-                device=route.device,
-                stream=route.stream,
-                reason=outcome.name.lower(),
-                detail=detail,
-                received_at_ms=now_ms,
-                booking=booking,
-                payload=payload,
-            )
+            self._add_letter(route, outcome, detail, payload, Booking.ACKNOWLEDGED)
+            return Outcome.ACCEPTED
+        now_s = clock.monotonic_s()
+        kept = payload[: self._limits.refused_kept_bytes_max]
+        if self._has_room_for(len(kept)) and self._letters_kept.available(now_s) >= 1:
+            self._letters_kept.take(1, now_s)
+            booking = Booking.REFUSED
+            if len(kept) < size:
+                booking = Booking.CUT
+                detail = f"{detail}; only the first {len(kept)} of {size} bytes are kept"
+            self._add_letter(route, outcome, detail, kept, booking)
+        return outcome
+
+    def _has_room_for(self, size: int) -> bool:
+        """Return whether one more dead letter of `size` bytes may be kept."""
+        limits = self._limits
+        return (
+            self.letters < limits.dead_letters_max
+            and self.letters_bytes + size <= limits.dead_letters_bytes_max
         )
+
+    def _add_letter(
+        self, route: Route, outcome: Outcome, detail: str, payload: bytes, booking: Booking
+    ) -> None:
+        self.letters += 1
+        self.letters_bytes += len(payload)
+        now_ms = clock.unix_ms()
+        letter = dead_letter(
+            at_ms=now_ms,
+            tenant=route.tenant,
+            device=route.device,
+            stream=route.stream,
+            reason=outcome.name.lower(),
+            detail=detail,
+            received_at_ms=now_ms,
+            booking=booking,
+            payload=payload,
+        )
+        self._spool.current.enclose(letter, len(payload))
         self._spool.touch()
 
     def _route(self, producer: Producer, topic: bytes) -> Route | Outcome:
@@ -329,16 +383,20 @@ class Pipeline:
             tenant_index=self._tenant_index(where.tenant),
         )
 
-    def readmit(self, producer: Producer, names: tuple[str, str, str], payload: bytes) -> bool:
+    def readmit(
+        self, producer: Producer, names: tuple[str, str, str], payload: bytes, booking: Booking
+    ) -> bool:
         """Append a dead letter that is replayed; False when it is refused once more.
 
         Poison was kept as its envelope: its payload is taken out of it.
         """
-        outcome, _, _, route = self._judge_submission(producer, names)
+        assert booking is not Booking.CUT
+        outcome, route = self._judge_submission(producer, names)
         if route is None or outcome is not Outcome.ACCEPTED:
             return False
-        with contextlib.suppress(msgspec.DecodeError):  # a refused payload was kept as it came
-            payload = bytes(_ENVELOPE.decode(payload).payload)
+        if booking is Booking.POISON:
+            envelope = _ENVELOPE.decode(payload)
+            payload = _BASE64.decode(envelope.payload) if envelope.encoding else bytes(envelope.payload)
         outcome, _, encoding, count = self._examine(route, payload)
         if outcome is not Outcome.ACCEPTED:
             return False
@@ -364,47 +422,51 @@ class Pipeline:
         `also(group, first index, count)` gives statements for the transaction of its group; `waiter` may
         withdraw the payload if the disk refuses (`OpenGroup.tie`).
         """
-        outcome, detail, wait_s, route = self._judge_submission(producer, names)
+        outcome, route = self._judge_submission(producer, names)
         if route is None:
             index = self._tenant_index(producer.identity.tenant)
             self._events.publish_refused(outcome, 1, index)
-            return Submission(outcome, detail=detail)
+            return Submission(outcome)
         outcome, detail, encoding, count = self._examine(route, payload)
-        if outcome is Outcome.ACCEPTED:
-            refuse = route.allowance.policy is not Policy.PAUSE
-            allowed, wait_s, over = route.allowance.charge(count, len(payload), now_s, refuse=refuse)
-            if allowed < count:
-                outcome = OVER[over]
+        wait_s = pause_s = 0.0
+        over = NOBODY
+        # What is refused for its content has cost its bytes and the look at it all the same.
+        if route.allowance.policy is PAUSE:
+            _, pause_s, _ = route.allowance.charge(max(1, count), len(payload), now_s, refuse=False)
+        else:
+            wait_s, over = route.allowance.charge_whole(max(1, count), len(payload), now_s)
+        if over:
+            outcome, detail = OVER[over], ""
+        elif outcome in KEPT:
+            outcome = self._keep(route, outcome, detail, payload, must_answer=False)
         if outcome is not Outcome.ACCEPTED:
-            if outcome in {Outcome.MALFORMED, Outcome.TOO_LARGE}:
-                self._keep(route, outcome, detail, payload, Booking.REFUSED)
             self._events.publish_refused(outcome, max(1, count), route.tenant_index)
-            return Submission(outcome, detail=detail, retry_after_s=wait_s)
+            return Submission(outcome, detail=detail, retry_after_s=wait_s, pause_s=pause_s)
         current = self._spool.current
         group = f"{self._spool.node}-{self._spool.boot}-{current.number}"
         first = self._append(route, payload, encoding, count)
         if waiter is not None:
             current.tie(waiter, also(group, first, count) if also is not None else ())
-        return Submission(outcome, count, group, first, "", wait_s)
+        return Submission(outcome, count, group, first, pause_s=pause_s)
 
     def _judge_submission(
         self, producer: Producer, names: tuple[str, str, str]
-    ) -> tuple[Outcome, str, float, Route | None]:
+    ) -> tuple[Outcome, Route | None]:
         if self.draining:
-            return Outcome.DRAINING, "", 0.0, None
+            return Outcome.DRAINING, None
         if self._spool.state is State.BROKEN:
-            return Outcome.DISK_ERROR, "", 0.0, None
+            return Outcome.DISK_ERROR, None
         if self._spool.state is State.FULL or self._spool.current.bytes > 4 * self._limits.group_bytes_max:
-            return Outcome.SPOOL_FULL, "", 0.0, None
+            return Outcome.SPOOL_FULL, None
         key = "/".join(names).encode()
         found = producer.routes.get(key)
         if found is not None:
-            return Outcome.ACCEPTED, "", 0.0, found
+            return Outcome.ACCEPTED, found
         where = address(*names)
         route = where if isinstance(where, Outcome) else self._route_to(producer.identity, where)
         if isinstance(route, Outcome):
-            return route, "", 0.0, None
+            return route, None
         if len(producer.routes) >= self._limits.routes_max:
             producer.routes.clear()
         producer.routes[key] = route
-        return Outcome.ACCEPTED, "", 0.0, route
+        return Outcome.ACCEPTED, route

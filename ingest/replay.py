@@ -7,7 +7,7 @@ from typing import Final
 
 from ingest.pipeline import Pipeline, Producer
 from ingest.spool.reader import Reader, Replay
-from ingest.spool.schema import DELETE_DEAD_LETTER
+from ingest.spool.schema import DELETE_DEAD_LETTER, Booking
 from ingest.spool.spool import Spool
 from routing.tenancy.identity import Credential, Identity, Kind
 
@@ -38,7 +38,8 @@ class Replayer:
             tenant=letter.tenant, name=letter.device, kind=Kind.DEVICE, credential=Credential.CERTIFICATE
         )
         names = (letter.tenant, letter.device, letter.stream)
-        taken = self._pipeline.readmit(Producer(identity, can_refuse=True), names, letter.payload)
+        producer = Producer(identity, can_refuse=True)
+        taken = self._pipeline.readmit(producer, names, letter.payload, Booking(letter.booking))
         self._under_way.add(letter.number)
         if taken:
             self._spool.current.statements.append((DELETE_DEAD_LETTER, (letter.number,)))

@@ -119,7 +119,9 @@ class SpoolSection(_Section, frozen=True):
     group_bytes_max: Positive = MIB
     full: Literal["pause", "refuse"] = "pause"
     dead_letters_max: Count = 100_000
+    dead_letters_bytes_max: Count = 1 << 30
     refused_kept_per_s: Rate = 100.0
+    refused_kept_bytes_max: Count = 65_536
 
 
 class Sink(_Section, frozen=True):

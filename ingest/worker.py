@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import socket
@@ -48,6 +49,7 @@ from routing.tenancy.registry import DEFAULT_PLAN, Registry, Verdict
 
 RECEIVE_BUFFER_BYTES: Final = 262_144
 TICK_S: Final = 1.0
+LETTERS_TICKS: Final = 10
 LAG_TICK_S: Final = 0.1
 HELD_GROUPS_MAX: Final = 16
 """How many groups' worth of publishes may wait for room in the spool."""
@@ -174,7 +176,9 @@ class Worker:
                 records_max=10_000,
                 group_bytes_max=settings.spool.group_bytes_max,
                 dead_letters_max=settings.spool.dead_letters_max,
+                dead_letters_bytes_max=settings.spool.dead_letters_bytes_max,
                 refused_kept_per_s=max(1.0, settings.spool.refused_kept_per_s),
+                refused_kept_bytes_max=settings.spool.refused_kept_bytes_max,
                 refuse_when_full=settings.spool.full == "refuse",
             ),
         )
@@ -394,7 +398,7 @@ class Worker:
 
     async def _keep_house(self) -> None:
         """Once a second: keep-alives, changed files, the registry, replays, and the gauges."""
-        while True:
+        for tick in itertools.count():
             await asyncio.sleep(TICK_S)
             self._hub.turn_wheel(clock.monotonic_s())
             self._http.expire(clock.unix_s())
@@ -405,7 +409,9 @@ class Worker:
             try:
                 oldest_ms = await asyncio.to_thread(self._inspector.oldest_ms)
                 self._spool.note_oldest(oldest_ms)
-                self._pipeline.letters = await asyncio.to_thread(self._inspector.letters)
+                if tick % LETTERS_TICKS == 0:  # a scan; meanwhile the pipeline counts what it adds
+                    letters = await asyncio.to_thread(self._inspector.letters)
+                    self._pipeline.letters, self._pipeline.letters_bytes = letters
                 await self._replayer.poll()
             except SpoolError as error:
                 self._events.commit_failed(str(error))
@@ -432,6 +438,8 @@ class Worker:
         oldest_ms = spool.oldest_ms
         gauges[Gauge.SPOOL_OLDEST_S] = 0.0 if oldest_ms is None else clock.unix_s() - oldest_ms / 1000
         gauges[Gauge.SPOOL_STATE] = list(State).index(spool.state)
+        gauges[Gauge.DEAD_LETTERS] = self._pipeline.letters
+        gauges[Gauge.DEAD_LETTERS_BYTES] = self._pipeline.letters_bytes
         gauges[Gauge.SINK_READY] = state.ready
         gauges[Gauge.SINK_PENDING_RECORDS] = state.pending_records
         gauges[Gauge.SINK_PENDING_BYTES] = state.pending_bytes

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ingest.commands.common import ConfigOption, DataDirOption, JsonOption, data_dir_of, fail, show
+from ingest.commands.common import REFUSED, ConfigOption, DataDirOption, JsonOption, data_dir_of, fail, show
 from ingest.spool import inspect
 from ingest.spool.store import SpoolError
 
@@ -61,12 +61,16 @@ def replay(
     """Have letters accepted again, under their own tenant and device, within seconds."""
     _need_a_choice(name, tenant, reason, everything=everything)
     try:
-        marked = inspect.mark_for_replay(
+        marked, cut = inspect.mark_for_replay(
             data_dir_of(config, data_dir), name=name, tenant=tenant, reason=reason
         )
     except SpoolError as error:
         fail(str(error))
     typer.echo(f"{marked} marked; a running node takes them now, a stopped one when it starts")
+    if cut:
+        why = f"{cut} cannot be replayed: only their beginning was kept (spool.refused_kept_bytes_max)"
+        typer.echo(f"headworks: {why}", err=True)
+        raise typer.Exit(0 if marked else REFUSED)
 
 
 @app.command("purge")

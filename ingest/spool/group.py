@@ -69,6 +69,11 @@ class OpenGroup:
         owed = replies.get(waiter)
         replies[waiter] = reply if owed is None else owed + reply
 
+    def enclose(self, statement: Statement, payload_bytes: int) -> None:
+        """Add a dead letter, which takes up memory and the disk as a run does."""
+        self.statements.append(statement)
+        self.bytes += payload_bytes
+
     def tie(self, waiter: Waiter, statements: Sequence[Statement]) -> None:
         """Tie the last run to `waiter`, which may withdraw it with `statements` if the disk refuses."""
         self.statements.extend(statements)

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from ingest.spool.schema import Booking
 from ingest.spool.store import SpoolError
 
 
@@ -119,7 +120,7 @@ def letters(
                     stream=row[4],
                     reason=row[5],
                     detail=row[6],
-                    accepted=bool(row[7]),
+                    accepted=row[7] in {Booking.POISON, Booking.ACKNOWLEDGED},
                     bytes=row[8],
                 )
                 for row in connection.execute(
@@ -146,9 +147,14 @@ def payload(data_dir: Path, name: str) -> bytes:
 
 def mark_for_replay(
     data_dir: Path, *, name: str | None = None, tenant: str | None = None, reason: str | None = None
-) -> int:
-    """Mark dead letters to be accepted again by the running node (or at its next start); return how many."""
-    return _change("UPDATE dead_letters SET replay = 1", data_dir, name, tenant, reason)
+) -> tuple[int, int]:
+    """Mark dead letters to be accepted again by the running node (or at its next start).
+
+    Return how many, and how many cannot be: of those only the beginning was kept.
+    """
+    mark, keep = (f"UPDATE dead_letters SET replay = {replay}" for replay in (1, 0))
+    marked = _change(mark, data_dir, name, tenant, reason, only=f"booking != {Booking.CUT:d}")
+    return marked, _change(keep, data_dir, name, tenant, reason, only=f"booking = {Booking.CUT:d}")
 
 
 def purge(
@@ -158,7 +164,9 @@ def purge(
     return _change("DELETE FROM dead_letters", data_dir, name, tenant, reason)
 
 
-def _change(sql: str, data_dir: Path, name: str | None, tenant: str | None, reason: str | None) -> int:
+def _change(
+    sql: str, data_dir: Path, name: str | None, tenant: str | None, reason: str | None, *, only: str = "true"
+) -> int:
     changed = 0
     paths = spools(data_dir)
     number: int | None = None
@@ -169,7 +177,7 @@ def _change(sql: str, data_dir: Path, name: str | None, tenant: str | None, reas
         with _opened(path, write=True) as connection:
             changed += connection.execute(
                 f"{sql} WHERE (?1 IS NULL OR number = ?1) AND (?2 IS NULL OR tenant = ?2) "
-                "AND (?3 IS NULL OR reason = ?3)",
+                f"AND (?3 IS NULL OR reason = ?3) AND {only}",
                 (number, tenant, reason),
             ).rowcount
     return changed

@@ -28,6 +28,7 @@ class Replay(msgspec.Struct, frozen=True):
     device: str
     stream: str
     received_at_ms: int
+    booking: int
     payload: bytes
 
 
@@ -65,10 +66,10 @@ class Reader:
         row = self._one(schema.OLDEST_GROUP)
         return None if row is None else int(row[0])
 
-    def letters(self) -> int:
-        """Return how many dead letters are kept."""
-        row = self._one("SELECT count(*) FROM dead_letters")
-        return 0 if row is None else int(row[0])
+    def letters(self) -> tuple[int, int]:
+        """Return how many dead letters are kept, and their bytes."""
+        row = self._one(schema.COUNT_LETTERS)
+        return (0, 0) if row is None else (row[0], row[1])
 
     def keys(self) -> list[tuple[bytes, bytes, float]]:
         """Return the idempotency keys with their records and when they expire."""

@@ -10,7 +10,7 @@ the transaction that stores or deletes it, so that for every tenant and at every
 - A dead letter moves its record from `delivered` to `dead_lettered` when it is POISON (written in the
   transaction that deletes its group), adds it to both `accepted` and `dead_lettered` when it is
   ACKNOWLEDGED (a malformed payload, which MQTT 3.1.1 can only acknowledge), and changes nothing when it
-  is REFUSED. Replaying one is a new acceptance; the counts are cumulative and never taken back.
+  is REFUSED or CUT. Replaying one is a new acceptance; the counts are cumulative and never taken back.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ class Booking(enum.IntEnum):
     """Accepted with its group, and refused for good by the sink."""
     ACKNOWLEDGED = 2
     """Accepted straight into the dead letters."""
+    CUT = 3
+    """As REFUSED, and only the beginning of the payload is kept, so it cannot be replayed."""
 
 
 PRAGMAS: Final = (
@@ -125,7 +127,8 @@ PROBE: Final[tuple[str, Sequence[Any]]] = ("INSERT OR REPLACE INTO meta VALUES (
 """A write that means nothing, to find out whether the disk takes any."""
 READ_KEYS: Final = "SELECT key, value, expires_s FROM idempotency"
 READ_REPLAYS: Final = (
-    "SELECT number, tenant, device, stream, received_at_ms, payload FROM dead_letters "
+    "SELECT number, tenant, device, stream, received_at_ms, booking, payload FROM dead_letters "
     "WHERE replay ORDER BY number LIMIT ?"
 )
+COUNT_LETTERS: Final = "SELECT count(*), coalesce(sum(length(payload)), 0) FROM dead_letters"
 DELETE_DEAD_LETTER: Final = "DELETE FROM dead_letters WHERE number = ?"

@@ -134,6 +134,8 @@ class RigWorker:
                 records_max=1000,
                 group_bytes_max=group_bytes_max,
                 dead_letters_max=10,
+                dead_letters_bytes_max=1 << 20,
+                refused_kept_bytes_max=1000,
                 refused_kept_per_s=1.0,
                 refuse_when_full=False,
             ),

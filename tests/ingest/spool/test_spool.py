@@ -259,7 +259,7 @@ def test_letters_are_listed_marked_and_purged(tmp_path: Path) -> None:
     store.commit(None, statements, 1)
     found = letters(tmp_path, tenant="a", limit=10)
     assert [letter.name for letter in found] == ["worker-0/2", "worker-0/1"]
-    assert mark_for_replay(tmp_path, name="worker-0/1") == 1
+    assert mark_for_replay(tmp_path, name="worker-0/1") == (1, 0)
     assert [each.number for each in Reader(tmp_path / "worker-0" / "spool.db").replays(10)] == [1]
     assert purge(tmp_path, reason="malformed") == 2
     entry = ledger(tmp_path)["a"]
