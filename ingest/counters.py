@@ -85,8 +85,15 @@ COUNTERS: Final = (
     Family("messages_refused_total", "Messages refused, by reason.", "reason", REFUSED_VALUES),
     Family("records_delivered_total", "Records that the sink has taken."),
     Family("records_dead_lettered_total", "Accepted records that the sink will never take."),
-    Family("connections_opened_total", "Connections opened, by protocol.", "protocol", _values(Protocol)),
-    Family("connections_closed_total", "Connections closed, by reason.", "reason", _values(Closing)),
+    Family(
+        "connections_opened_total",
+        "Connections by what they speak, at a first request, an upgrade, or a CONNECT that is let in.",
+        "protocol",
+        _values(Protocol),
+    ),
+    Family(
+        "connections_closed_total", "Of those, connections closed, by reason.", "reason", _values(Closing)
+    ),
     Family(
         "connections_refused_total", "Connections turned away, by reason.", "reason", _values(ConnectRefusal)
     ),

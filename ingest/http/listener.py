@@ -52,10 +52,11 @@ UNSETTLED: Final = (
 )
 
 
-class _Handler(RequestHandler):
+class Handler(RequestHandler):
     """One connection, with who it turned out to be."""
 
     __slots__ = (
+        "_gone",
         "_over",
         "_unread",
         "closing",
@@ -65,12 +66,13 @@ class _Handler(RequestHandler):
         "listener",
         "peer",
         "producers",
+        "speaks",
         "wire",
     )
 
     def __init__(self, manager: _Server, **kwargs: Any) -> None:
         super().__init__(manager, loop=manager.loop, **kwargs)
-        self.listener = manager.listener
+        self.listener: HttpListener = manager.listener
         self.door = manager.door
         self.peer: Peer | None = None
         self.producers: dict[Identity, Producer] = {}
@@ -78,6 +80,8 @@ class _Handler(RequestHandler):
         self.counted: Identity | None = None
         self.wire: asyncio.Transport | None = None
         self.closing: Closing | None = None
+        self.speaks: Protocol | None = None
+        self._gone: Callable[[], None] | None = None
         self._over = False
         self._unread: asyncio.TimerHandle | None = None
 
@@ -86,7 +90,6 @@ class _Handler(RequestHandler):
         super().connection_made(transport)
         self.wire = cast("asyncio.Transport", transport)  # uvloop's and aiofastnet's are not subclasses
         self.peer = peer_of(transport)
-        self.listener.events.connection_opened(Protocol.HTTP)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Count the connection out."""
@@ -94,6 +97,16 @@ class _Handler(RequestHandler):
         self.wire = None
         self._was_read()
         self.listener.left(self)
+        if self._gone is not None:
+            self._gone()
+
+    def turn_into(self, protocol: Protocol, gone: Callable[[], None]) -> None:
+        """Carry something else from now on, which hears by `gone` that the connection is lost."""
+        if self.wire is None:
+            gone()
+            return
+        self.listener.count_as(self, protocol)
+        self._gone = gone
 
     async def start(self) -> None:
         """Serve the connection; its peer then has a deadline to take the rest of what it is sent."""
@@ -173,7 +186,7 @@ class _Server(web.Server):
 
     def __call__(self) -> RequestHandler:
         """Return the handler of a new connection."""
-        return _Handler(self, **self._options)
+        return Handler(self, **self._options)
 
 
 class HttpListener:
@@ -214,8 +227,9 @@ class HttpListener:
         )
         self._inflater = ThreadPoolExecutor(1, thread_name_prefix="inflate")
         self._servers: list[_Server] = []
+        self._carry_mqtt = 0
         self.websockets: set[websocket.StreamSocket] = set()
-        self._handlers: set[_Handler] = set()
+        self._handlers: set[Handler] = set()
         self.draining = False
 
     # Connections.
@@ -241,15 +255,34 @@ class HttpListener:
         )
 
     def connections(self) -> int:
-        """Return how many connections are open."""
-        return sum(len(server.connections) for server in self._servers)
+        """Return how many connections are open, but for those that the hub counts."""
+        return sum(len(server.connections) for server in self._servers) - self._carry_mqtt
 
-    def left(self, handler: _Handler) -> None:
+    def count_as(self, handler: Handler, protocol: Protocol) -> None:
+        """Count a connection as what it turns out to be: once, and MQTT not at all, as the hub does."""
+        if handler.speaks is protocol:
+            return
+        if handler.speaks is not None:
+            self.events.connection_closed(Closing.PEER)
+        handler.speaks = protocol
+        if protocol is Protocol.MQTT:
+            self._carry_mqtt += 1
+            self._count_out(handler)
+        else:
+            self.events.connection_opened(protocol)
+
+    def left(self, handler: Handler) -> None:
         """Count a connection out."""
         self._handlers.discard(handler)
-        self.events.connection_closed(
-            handler.closing or (Closing.DRAINING if self.draining else Closing.PEER)
-        )
+        self._count_out(handler)
+        if handler.speaks is Protocol.MQTT:
+            self._carry_mqtt -= 1
+        elif handler.speaks is not None:
+            closing = Closing.DRAINING if self.draining else Closing.PEER
+            self.events.connection_closed(handler.closing or closing)
+
+    def _count_out(self, handler: Handler) -> None:
+        """Give back the place that a connection has among those of its device and tenant."""
         if handler.counted is not None:
             self._allowances.close_connection(handler.counted.tenant, handler.counted.name)
             handler.counted = None
@@ -263,18 +296,19 @@ class HttpListener:
     def close_where(self, unwanted: Callable[[Identity], bool], text: str) -> None:
         """Close the connections whose identity is unwanted."""
         for handler in list(self._handlers):
-            if any(unwanted(identity) for identity in handler.producers):
+            requests = handler.speaks is Protocol.HTTP
+            if requests and any(unwanted(identity) for identity in handler.producers):
                 handler.abort(Closing.REVOKED)
         for socket in list(self.websockets):
             if unwanted(socket.producer.identity):
-                socket.close(1008, text)
+                socket.close(1008, text, Closing.REVOKED)
 
     def expire(self, now_s: float) -> None:
         """Close WebSockets whose credential is over, and forget old idempotency keys once a minute."""
         for socket in list(self.websockets):
             expires_s = socket.producer.identity.expires_s
             if expires_s is not None and expires_s <= now_s:
-                socket.close(1008, "the credential has expired")
+                socket.close(1008, "the credential has expired", Closing.REVOKED)
         if int(now_s) % 60 == 0:
             self.spool.store([(EXPIRE, (now_s,))])
 
@@ -283,10 +317,13 @@ class HttpListener:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
         path = request.path
+        handler = request.protocol
+        assert isinstance(handler, Handler)
+        if path in WEBSOCKETS:
+            return await self._websocket(request, handler, WEBSOCKETS[path])
+        self.count_as(handler, Protocol.HTTP)
         if request.method == "POST" and path.startswith((TELEMETRY, TENANTS)):
-            response = await self._telemetry(request, path)
-        elif path in WEBSOCKETS:
-            return await self._websocket(request, WEBSOCKETS[path])
+            response = await self._telemetry(request, handler, path)
         elif path.startswith((TELEMETRY, TENANTS)):
             response = problem(
                 405, "method-not-allowed", "telemetry is sent with POST", headers={"Allow": "POST"}
@@ -297,10 +334,10 @@ class HttpListener:
             response.force_close()
         return response
 
-    async def _telemetry(self, request: web.BaseRequest, path: str) -> web.Response:
+    async def _telemetry(self, request: web.BaseRequest, handler: Handler, path: str) -> web.Response:
         if self.draining:
             return of_refusal(Submission(Outcome.DRAINING))
-        producer = self._producer(request)
+        producer = self._producer(request, handler)
         if isinstance(producer, web.Response):
             return producer
         names = self._names(path, producer.identity)
@@ -321,10 +358,8 @@ class HttpListener:
             return problem(400, "bad-idempotency-key", text)
         return await self._submit_once(producer, names, body, key)
 
-    def _producer(self, request: web.BaseRequest) -> Producer | web.Response:
+    def _producer(self, request: web.BaseRequest, handler: Handler) -> Producer | web.Response:
         """Return who makes the request, or its refusal."""
-        handler = request.protocol
-        assert isinstance(handler, _Handler)
         peer = handler.peer
         assert peer is not None
         headers = request.headers
@@ -453,26 +488,26 @@ class HttpListener:
         )
         return await self._durable(waiter, submission)
 
-    async def _websocket(self, request: web.BaseRequest, kind: str) -> web.StreamResponse:
+    async def _websocket(self, request: web.BaseRequest, handler: Handler, kind: str) -> web.StreamResponse:
+        """Carry a WebSocket until it ends, or say why not."""
+        refusal = self._stays_http(request)
+        if refusal is None and kind == "mqtt":
+            limit = self.settings.websocket_message_bytes_max
+            return await mqtt_websocket.serve(request, handler, self.hub, message_bytes_max=limit)
+        if refusal is None:
+            producer = self._producer(request, handler)
+            if isinstance(producer, Producer):
+                return await websocket.serve(request, handler, producer)
+            refusal = producer
+        self.count_as(handler, Protocol.HTTP)
+        return refusal
+
+    def _stays_http(self, request: web.BaseRequest) -> web.Response | None:
         if self.draining:
             return of_refusal(Submission(Outcome.DRAINING))
         if request.headers.get("Upgrade", "").lower() != "websocket":
             return problem(426, "upgrade-required", "this is a WebSocket", headers={"Upgrade": "websocket"})
-        handler = request.protocol
-        assert isinstance(handler, _Handler)
-        if kind == "mqtt":
-            assert handler.peer is not None
-            return await mqtt_websocket.serve(
-                request,
-                hub=self.hub,
-                door=handler.door,
-                peer=handler.peer,
-                message_bytes_max=self.settings.websocket_message_bytes_max,
-            )
-        producer = self._producer(request)
-        if isinstance(producer, web.Response):
-            return producer
-        return await websocket.serve(request, self, producer)
+        return None
 
     # The end.
 
@@ -483,7 +518,7 @@ class HttpListener:
         """Close WebSockets with 1012, answer what is under way, close the rest."""
         self.draining = True
         for socket in list(self.websockets):
-            socket.close(1012, "shutting down")
+            socket.close(1012, "shutting down", Closing.DRAINING)
         for server in self._servers:
             server.pre_shutdown()
         for server in self._servers:

@@ -1,53 +1,91 @@
-"""MQTT over WebSocket on /mqtt: a WebSocket made to look like the transport of an MQTT connection."""
+"""MQTT over WebSocket on /mqtt: a WebSocket made to look like the transport of an MQTT connection.
+
+Limits: beyond `UNSENT_BYTES_MAX` that the peer has not taken, nothing more is read (what one message asks
+for goes beyond it); a peer that takes nothing is cut off by the deadline of its connection.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import WSMsgType, web
 
-from ingest.authentication import Door, Peer
+from ingest.counters import Closing, Protocol
 from ingest.mqtt.connection import MqttConnection
 from ingest.mqtt.hub import Hub
 
-SUBPROTOCOL = "mqtt"
+if TYPE_CHECKING:
+    from ingest.http.listener import Handler
+
+SUBPROTOCOL: Final = "mqtt"
+UNSENT_BYTES_MAX: Final = 65_536
 
 
 class SocketWire:
     """The `Wire` of a WebSocket: writes go out in order through one task."""
 
-    def __init__(self) -> None:
+    def __init__(self, handler: Handler, socket: web.WebSocketResponse) -> None:
+        self._handler = handler
+        self._socket = socket
         self._out: list[bytes] = []
+        self._unsent_bytes = 0
         self._wake = asyncio.Event()
-        self.reading = asyncio.Event()
-        self.reading.set()
-        self.closing = False
+        self._turn = asyncio.Event()
+        self._reading = True
+        self._closing = False
+        self._gone = False
+        self.connection: MqttConnection
 
     def write(self, data: bytes, /) -> None:
-        """Queue `data`; bounded by the session's receive maximum."""
+        """Queue `data`; the connection hears when the peer does not take it."""
         self._out.append(data)
         self._wake.set()
+        before = self._unsent_bytes
+        self._unsent_bytes += len(data)
+        if before <= UNSENT_BYTES_MAX < self._unsent_bytes:
+            self.connection.pause_writing()
+
+    def _sent(self, size: int) -> None:
+        before = self._unsent_bytes
+        self._unsent_bytes -= size
+        if before > UNSENT_BYTES_MAX >= self._unsent_bytes:
+            self.connection.resume_writing()
 
     def close(self) -> None:
         """Close after what is queued."""
-        self.closing = True
+        self._closing = True
         self._wake.set()
-        self.reading.set()
+        self._turn.set()
 
     def abort(self) -> None:
         """Close now."""
         self._out.clear()
         self.close()
+        self._handler.abort(Closing.LOST)
+
+    def gone(self) -> None:
+        """Hear that the connection is lost."""
+        self._gone = True
+        self._turn.set()
 
     def pause_reading(self) -> None:
         """Take no further message."""
-        self.reading.clear()
+        self._reading = False
+        self._turn.clear()
 
     def resume_reading(self) -> None:
         """Take messages again."""
-        self.reading.set()
+        self._reading = True
+        self._turn.set()
 
-    async def pump(self, socket: web.WebSocketResponse) -> None:
+    async def may_go_on(self) -> bool:
+        """Wait until another message may be taken; False when the peer is gone before that."""
+        while not (self._reading or self._closing or self._gone):
+            await self._turn.wait()
+        return self._reading or self._closing
+
+    async def pump(self) -> None:
         """Send what is queued until the connection is closed."""
         while True:
             await self._wake.wait()
@@ -55,16 +93,19 @@ class SocketWire:
             out, self._out = self._out, []
             try:
                 if out:
-                    await socket.send_bytes(b"".join(out))
-                if self.closing and not self._out:
-                    await socket.close()
+                    data = b"".join(out)
+                    await self._socket.send_bytes(data)
+                    self._sent(len(data))
+                if self._closing and not self._out:
+                    await self._socket.close()
                     return
             except ConnectionError:
+                self.gone()
                 return
 
 
 async def serve(
-    request: web.BaseRequest, *, hub: Hub, door: Door, peer: Peer, message_bytes_max: int
+    request: web.BaseRequest, handler: Handler, hub: Hub, *, message_bytes_max: int
 ) -> web.WebSocketResponse:
     """Carry one MQTT connection (MQTT 5, 6)."""
     socket = web.WebSocketResponse(
@@ -74,18 +115,21 @@ async def serve(
     if socket.ws_protocol != SUBPROTOCOL:
         await socket.close(code=1002, message=b"the subprotocol is mqtt")  # MQTT-6.0.0-3
         return socket
-    wire = SocketWire()
-    connection = MqttConnection(hub, wire, door, peer)
+    wire = SocketWire(handler, socket)
+    assert handler.peer is not None
+    connection = wire.connection = MqttConnection(hub, wire, handler.door, handler.peer)
     hub.made(connection)
+    handler.turn_into(Protocol.MQTT, wire.gone)
     try:
         async with asyncio.TaskGroup() as tasks:
-            pump = tasks.create_task(wire.pump(socket))
+            pump = tasks.create_task(wire.pump())
             async for message in socket:
                 if message.type is not WSMsgType.BINARY:
                     await socket.close(code=1003, message=b"MQTT is binary")  # MQTT-6.0.0-1
                     break
                 connection.received(message.data)
-                await wire.reading.wait()
+                if not await wire.may_go_on():
+                    break
             connection.ended()
             pump.cancel()
     finally:

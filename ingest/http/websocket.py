@@ -1,18 +1,20 @@
 """Our frames over WebSocket on /v1/stream: ids of the client's choice, acknowledged in batches.
 
-One answer goes out a group commit. A client may have `websocket_unacknowledged_max` frames open; beyond
-that, and while it is over a limit or the spool has no room, nothing more is read.
+One answer goes out a group commit. A client may be owed `websocket_unacknowledged_max` answers, with those
+that it has not read; beyond that, and while it is over a limit, nothing more is read. The frames of one
+message go beyond it (`FRAMES_MAX`). A client that does not read is cut off by the deadline of its connection.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Literal
 
 from aiohttp import WSMsgType, web
 
 from ingest import clock
-from ingest.counters import Protocol
+from ingest.counters import Closing, Protocol
 from ingest.outcome import DETAIL, Outcome
 from ingest.pipeline import Producer
 from ingest.spool.store import SpoolError
@@ -29,32 +31,59 @@ from protocols.frames import (
 from routing.tenancy.identity import Kind
 
 if TYPE_CHECKING:
-    from ingest.http.listener import HttpListener
+    from ingest.http.listener import Handler
 
 
 class StreamSocket:
     """One open WebSocket with what it is owed."""
 
-    def __init__(self, listener: HttpListener, producer: Producer, socket: web.WebSocketResponse) -> None:
-        self._listener = listener
+    def __init__(self, handler: Handler, producer: Producer, socket: web.WebSocketResponse) -> None:
+        self._handler = handler
+        self._listener = handler.listener
         self.producer = producer
         self._socket = socket
         self._encoding: Literal["json", "msgpack"] = (
             "msgpack" if socket.ws_protocol == SUBPROTOCOLS[1] else "json"
         )
+        self._owed_max = handler.listener.settings.websocket_unacknowledged_max
         self._ack: list[FrameId] = []
         self._refused: list[Refused] = []
-        self.open_frames = 0
+        self._open_frames = 0
+        self._unread = 0
         self._close: tuple[int, str] | None = None
         self._wake = asyncio.Event()
-        self.answered = asyncio.Event()
-        self.answered.set()
+        self._told = asyncio.Event()
+        self._gone = asyncio.Event()
 
-    def close(self, code: int, text: str) -> None:
-        """Close once what is owed is sent."""
+    def gone(self) -> None:
+        """Hear that the connection is lost."""
+        self._gone.set()
+        self._told.set()
+
+    def close(self, code: int, text: str, closing: Closing) -> None:
+        """Close once what is owed is sent, or at the deadline of a request."""
         if self._close is None:
             self._close = (code, text)
+            self._handler.closing = closing
             self._wake.set()
+            deadline_s = self._listener.settings.request_deadline_s
+            asyncio.get_running_loop().call_later(deadline_s, self._handler.abort, closing)
+
+    @property
+    def owed(self) -> int:
+        """Return how many answers the client has not been given, or has not read."""
+        return self._open_frames + len(self._ack) + len(self._refused) + self._unread
+
+    async def may_go_on(self, pause_s: float) -> bool:
+        """Wait until the client may send more; False when it is gone."""
+        if pause_s:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._gone.wait()
+        while self.owed >= self._owed_max and not self._gone.is_set():
+            self._told.clear()
+            await self._told.wait()
+        return not self._gone.is_set()
 
     def take(self, message: bytes) -> float:
         """Submit the frames of one message; return how long to pause. Raises `FrameError`."""
@@ -78,18 +107,17 @@ class StreamSocket:
             waiter=waiter,
         )
         if submission.outcome is Outcome.ACCEPTED:
-            self.open_frames += 1
+            self._open_frames += 1
             self._listener.spool.answer(waiter, b"ack")
-            return submission.retry_after_s
+            return submission.pause_s
         detail = DETAIL[submission.outcome] + (f": {submission.detail}" if submission.detail else "")
         self.refuse(frame.id, submission.outcome, detail, submission.retry_after_s)
-        return 0.0
+        return submission.pause_s
 
     def acknowledge(self, frame: FrameId) -> None:
         """Owe the acknowledgement of a durable frame."""
-        self.open_frames -= 1
+        self._open_frames -= 1
         self._ack.append(frame)
-        self.answered.set()
         self._wake.set()
 
     def refuse(self, frame: FrameId, outcome: Outcome, detail: str, retry_after_s: float = 0.0) -> None:
@@ -99,8 +127,7 @@ class StreamSocket:
 
     def withdraw(self, frame: FrameId) -> None:
         """Refuse a frame that the disk did not take."""
-        self.open_frames -= 1
-        self.answered.set()
+        self._open_frames -= 1
         self.refuse(frame, Outcome.DISK_ERROR, DETAIL[Outcome.DISK_ERROR])
 
     async def pump(self) -> None:
@@ -110,18 +137,22 @@ class StreamSocket:
             self._wake.clear()
             ack, self._ack = self._ack, []
             refused, self._refused = self._refused, []
+            self._unread = len(ack) + len(refused)
             try:
-                if ack or refused:
+                if self._unread:
                     answer = encode_answer(Answer(ack, refused), self._encoding)
                     if self._encoding == "json":
                         await self._socket.send_str(answer.decode())
                     else:
                         await self._socket.send_bytes(answer)
-                if self._close is not None and not self.open_frames:
+                    self._unread = 0
+                    self._told.set()
+                if self._close is not None and not self._open_frames:
                     code, text = self._close
                     await self._socket.close(code=code, message=text.encode()[:120])
                     return
             except ConnectionError:
+                self.gone()
                 return
 
 
@@ -146,11 +177,9 @@ class _FrameWaiter:
         return True
 
 
-async def serve(
-    request: web.BaseRequest, listener: HttpListener, producer: Producer
-) -> web.WebSocketResponse:
+async def serve(request: web.BaseRequest, handler: Handler, producer: Producer) -> web.WebSocketResponse:
     """Serve one WebSocket until either side closes it."""
-    settings = listener.settings
+    listener, settings = handler.listener, handler.listener.settings
     response = web.WebSocketResponse(
         protocols=SUBPROTOCOLS,
         heartbeat=settings.websocket_ping_s,
@@ -159,9 +188,9 @@ async def serve(
         compress=False,
     )
     await response.prepare(request)
-    socket = StreamSocket(listener, producer, response)
+    socket = StreamSocket(handler, producer, response)
     listener.websockets.add(socket)
-    listener.events.connection_opened(Protocol.WEBSOCKET)
+    handler.turn_into(Protocol.WEBSOCKET, socket.gone)
     try:
         async with asyncio.TaskGroup() as tasks:
             pump = tasks.create_task(socket.pump())
@@ -173,13 +202,10 @@ async def serve(
                     pause_s = socket.take(data)
                 except FrameError as error:
                     listener.events.protocol_error(Protocol.WEBSOCKET, str(error), str(request.remote))
-                    socket.close(1007, str(error))
+                    socket.close(1007, str(error), Closing.PROTOCOL_ERROR)
                     continue
-                if pause_s:
-                    await asyncio.sleep(pause_s)
-                while socket.open_frames >= settings.websocket_unacknowledged_max:
-                    socket.answered.clear()
-                    await socket.answered.wait()
+                if not await socket.may_go_on(pause_s):
+                    break
             pump.cancel()
     finally:
         listener.websockets.discard(socket)

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from ingest.authentication import Door
 from ingest.counters import Closing
-from ingest.http.listener import _Handler, _Server
+from ingest.http.listener import Handler, _Server
 from ingest.settings import Http
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -36,10 +36,7 @@ class Listener:
     ) -> web.BaseRequest:
         return web.BaseRequest(message, payload, protocol, writer, task, asyncio.get_running_loop())
 
-    def connection_opened(self, _protocol: object) -> None:
-        return
-
-    def left(self, handler: _Handler) -> None:
+    def left(self, handler: Handler) -> None:
         self.closings.append(handler.closing)
 
 
