@@ -10,8 +10,8 @@ are refused. Of a repeated JSON member the last one counts, as in most parsers.
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Callable
+from math import isfinite
 from typing import Annotated, Final
 
 import msgspec
@@ -21,6 +21,7 @@ TS_MS_MAX: Final = 253_402_300_799_999
 """The last millisecond of the year 9999."""
 NAME_CHARACTERS_MAX: Final = 128
 TEXT_CHARACTERS_MAX: Final = 1024
+NOT_FINITE: Final = "a number is not finite"
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARACTERS_MAX)]
 Text = Annotated[str, msgspec.Meta(max_length=TEXT_CHARACTERS_MAX)]
@@ -115,6 +116,12 @@ def _place(error: Exception) -> str:
 def _refuse_non_finite(items: list[Telemetry]) -> None:
     """Refuse what JSON cannot say: MessagePack has NaN and infinities, and unpaired surrogates."""
     for item in items:
-        values = [*item.metrics.values(), *(item.meta or {}).values(), *(item.location or ())]
-        if any(isinstance(value, float) and not math.isfinite(value) for value in values):
-            raise Malformed("a number is not finite")
+        for value in item.metrics.values():
+            if type(value) is float and not isfinite(value):
+                raise Malformed(NOT_FINITE)
+        if item.meta is not None:
+            for of_meta in item.meta.values():
+                if type(of_meta) is float and not isfinite(of_meta):
+                    raise Malformed(NOT_FINITE)
+        if item.location is not None and not all(map(isfinite, item.location)):
+            raise Malformed(NOT_FINITE)
