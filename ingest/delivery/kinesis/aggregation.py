@@ -39,7 +39,7 @@ def aggregate(parts: Sequence[tuple[str, Sequence[bytes]]]) -> bytes:
     out: list[bytes] = []
     for key, records in parts:
         index = table.setdefault(key, len(table))
-        head = b"\x08" + _varint(index) + b"\x1a"
+        head = b"\x08%b\x1a" % (_VARINTS[index] if index < 4096 else _varint(index))
         head_bytes = len(head)
         for data in records:
             size = len(data)
@@ -49,6 +49,6 @@ def aggregate(parts: Sequence[tuple[str, Sequence[bytes]]]) -> bytes:
     keys = []
     for key in table:
         raw = key.encode()
-        keys.append(b"\x0a" + _varint(len(raw)) + raw)
+        keys.append(b"\x0a%b%b" % (_VARINTS[len(raw)], raw))
     message = b"".join(keys) + b"".join(out)
     return MAGIC + message + hashlib.md5(message, usedforsecurity=False).digest()
