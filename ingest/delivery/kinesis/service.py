@@ -1,6 +1,7 @@
 """The calls to Kinesis, through aiobotocore with its own retries off.
 
-The only module that knows botocore. Every call has a deadline and a fresh signature.
+The only module that knows botocore. Every call has a deadline and a fresh signature. The body of a PutRecords
+is made here, since botocore's serializer takes several times as long for the same bytes.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from contextvars import ContextVar
 from typing import Any, Final
 
 import msgspec
@@ -32,8 +34,8 @@ class ServiceError(Exception):
         self.retriable = retriable
 
 
-class Entry(msgspec.Struct, frozen=True):
-    """One Kinesis record to put."""
+class Entry(msgspec.Struct, frozen=True, rename={"partition_key": "PartitionKey", "data": "Data"}):
+    """One Kinesis record to put, with the names that it has on the wire, where data is base64."""
 
     partition_key: str
     data: bytes
@@ -44,6 +46,15 @@ class Result(msgspec.Struct, frozen=True):
 
     shard_id: str | None
     error: str | None
+
+
+class _PutRecords(msgspec.Struct, frozen=True, rename="pascal"):
+    stream_name: str
+    records: Sequence[Entry]
+
+
+_BODY: ContextVar[bytes] = ContextVar("body")
+"""Of the PutRecords that this task calls."""
 
 
 class KinesisService:
@@ -74,6 +85,7 @@ class KinesisService:
                 "kinesis", region_name=self._region, endpoint_url=self._endpoint, config=config
             )
         )
+        self._client.meta.events.register("before-call.kinesis.PutRecords", _put_body)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -81,8 +93,8 @@ class KinesisService:
 
     async def put_records(self, entries: Sequence[Entry]) -> list[Result]:
         """Put up to 500 entries of together up to 5 MiB; raises `ServiceError` when the call fails."""
-        records = [{"PartitionKey": entry.partition_key, "Data": entry.data} for entry in entries]
-        answer = await self._call("put_records", StreamName=self._stream, Records=records)
+        _BODY.set(msgspec.json.encode(_PutRecords(self._stream, entries)))
+        answer = await self._call("put_records", StreamName=self._stream, Records=())
         return [Result(each.get("ShardId"), each.get("ErrorCode")) for each in answer["Records"]]
 
     async def list_shards(self) -> list[Shard]:
@@ -119,3 +131,8 @@ class KinesisService:
             raise ServiceError("NoCredentials", "set AWS credentials", retriable=True) from error
         except (BotoCoreError, OSError) as error:
             raise ServiceError(type(error).__name__, str(error), retriable=True) from error
+
+
+def _put_body(params: dict[str, Any], **_: Any) -> None:
+    """Put the body of a PutRecords in the place of botocore's, before it is signed."""
+    params["body"] = _BODY.get()
