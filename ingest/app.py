@@ -70,6 +70,8 @@ def check(settings: Settings) -> None:
 
 def _check_port(name: str, bind: str) -> None:
     host, port = split_bind(bind)
+    if not port:
+        raise StartError(f"{name}.bind {bind}: name a port; every worker would have another one")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -94,6 +96,21 @@ def _leftover_spools(data_dir: Path, workers: int) -> list[Path]:
     return [path for path in found if int(path.parent.name.removeprefix("worker-")) >= workers]
 
 
+def _make_memory(settings: Settings, workers: int, data_dir: Path) -> NodeMemory:
+    section = settings.memory
+    limits = MemoryLimits(
+        tenants_max=section.tenants_max,
+        devices_max=section.devices_max,
+        sessions_max=section.sessions_max,
+        idempotency_keys_max=section.idempotency_keys_max,
+    )
+    try:
+        return NodeMemory(workers, limits, data_dir / "node.lock")
+    except OSError as error:
+        why = f"{error.strerror}; is [memory] what this machine can hold, and {data_dir} ours?"
+        raise StartError(f"no memory for the node: {why}") from error
+
+
 def _load_keys(memory: NodeMemory, data_dir: Path, log: Any) -> None:
     """Let every worker know the idempotency keys of all, however long its siblings take to start."""
     for path in spools(data_dir):
@@ -114,16 +131,7 @@ def serve(settings: Settings) -> int:
     for path in _leftover_spools(data_dir, workers):
         workers = max(workers, int(path.parent.name.removeprefix("worker-")) + 1)
         log.warning("more_workers_than_set", workers=workers, why=f"{path} is from an earlier run")
-    memory = NodeMemory(
-        workers,
-        MemoryLimits(
-            tenants_max=settings.memory.tenants_max,
-            devices_max=settings.memory.devices_max,
-            sessions_max=settings.memory.sessions_max,
-            idempotency_keys_max=settings.memory.idempotency_keys_max,
-        ),
-        data_dir / "node.lock",
-    )
+    memory = _make_memory(settings, workers, data_dir)
     _load_keys(memory, data_dir, log)
     secret = secrets.token_bytes(32)
 

@@ -10,18 +10,35 @@ import difflib
 import ipaddress
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-Count = Annotated[int, msgspec.Meta(ge=0)]
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-Seconds = Annotated[float, msgspec.Meta(ge=0)]
-Rate = Annotated[float, msgspec.Meta(ge=0)]
-Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._~-]{1,64}$")]
 MIB: Final = 1 << 20
+INT_MAX: Final = 1 << 60
+LONG_S: Final = 315_360_000.0
+"""Ten years: what is longer is infinity, or a mistake."""
+RATE_MIN: Final = 0.001
+"""Of what is limited at all: less than this is a pause of days for a message."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=INT_MAX)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=INT_MAX)]
+Payload = Annotated[int, msgspec.Meta(ge=1, le=64 * MIB)]
+"""What is stored as one blob of SQLite with others, which is below 10^9 bytes."""
+Body = Annotated[int, msgspec.Meta(ge=1, le=256 * MIB)]
+Rows = Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=LONG_S)]
+Deadline = Annotated[float, msgspec.Meta(ge=0.1, le=LONG_S)]
+"""A wait that somebody must be able to meet."""
+Period = Annotated[float, msgspec.Meta(ge=1, le=LONG_S)]
+Rate = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._~-]{1,64}$")]
+StreamName = Annotated[
+    str, msgspec.Meta(pattern=r"^[A-Za-z0-9._~:@=-]{1,128}(/[A-Za-z0-9._~:@=-]{1,128}){0,15}$")
+]
+Text = Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class SettingsError(Exception):
@@ -37,11 +54,11 @@ class Node(_Section, frozen=True):
 
     name: Name = "headworks"
     role: Literal["core"] = "core"
-    data_dir: str = "var"
+    data_dir: Text = "var"
     workers: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
     registration: Literal["open", "registered"] = "open"
     trust_domain: str = ""
-    drain_deadline_s: Seconds = 20.0
+    drain_deadline_s: Deadline = 20.0
 
 
 class Listener(_Section, frozen=True):
@@ -63,65 +80,69 @@ class Tls(_Section, frozen=True):
     key: str = ""
     client_ca: str = ""
     crl: str = ""
-    handshake_deadline_s: Seconds = 15.0
+    handshake_deadline_s: Deadline = 15.0
     handshakes_max: Positive = 1000
-    reload_poll_s: Seconds = 1.0
+    reload_poll_s: Deadline = 1.0
 
 
 class Accept(_Section, frozen=True):
     """When a worker takes new connections; the rest wait in the kernel's backlog."""
 
-    rate_per_s: Annotated[float, msgspec.Meta(gt=0)] = 2000.0
-    loop_lag_max_s: Annotated[float, msgspec.Meta(gt=0)] = 0.5
+    rate_per_s: Annotated[float, msgspec.Meta(ge=0.1, le=1e6)] = 2000.0
+    loop_lag_max_s: Annotated[float, msgspec.Meta(ge=0.01, le=LONG_S)] = 0.5
     connections_max: Positive = 18_000
-    backlog: Positive = 4096
+    backlog: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 4096
 
 
 class Mqtt(_Section, frozen=True):
     """Limits of MQTT sessions."""
 
     packet_bytes_max: Annotated[int, msgspec.Meta(ge=1024, le=268_435_455)] = MIB
-    connect_bytes_max: Positive = 65_536
-    connect_deadline_s: Seconds = 15.0
+    connect_bytes_max: Annotated[int, msgspec.Meta(ge=64, le=268_435_455)] = 65_536
+    connect_deadline_s: Deadline = 15.0
     receive_maximum: Annotated[int, msgspec.Meta(ge=1, le=65_535)] = 1024
     topic_alias_maximum: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 32
-    topic_levels_max: Positive = 20
-    topic_bytes_max: Positive = 512
-    client_id_bytes_max: Positive = 256
+    topic_levels_max: Annotated[int, msgspec.Meta(ge=4, le=65_535)] = 20
+    topic_bytes_max: Annotated[int, msgspec.Meta(ge=8, le=65_535)] = 512
+    client_id_bytes_max: Annotated[int, msgspec.Meta(ge=1, le=65_535)] = 256
     user_properties_max: Count = 32
     keep_alive_s_max: Annotated[int, msgspec.Meta(ge=1, le=65_535)] = 3600
-    session_expiry_s_max: Count = 86_400
+    session_expiry_s_max: Annotated[int, msgspec.Meta(ge=0, le=4_294_967_295)] = 86_400
     routes_max: Positive = 1024
     wills_max: Count = 10_000
-    takeover_deadline_s: Seconds = 2.0
-    close_deadline_s: Seconds = 5.0
+    takeover_deadline_s: Deadline = 2.0
+    close_deadline_s: Deadline = 5.0
 
 
 class Http(_Section, frozen=True):
     """Limits of HTTP requests and WebSockets."""
 
-    body_bytes_max: Positive = 4 * MIB
-    inflated_bytes_max: Positive = 16 * MIB
-    header_bytes_max: Positive = 16_384
-    request_deadline_s: Seconds = 30.0
-    keep_alive_s: Seconds = 75.0
-    idempotency_s: Seconds = 86_400.0
-    websocket_message_bytes_max: Positive = MIB
+    body_bytes_max: Body = 4 * MIB
+    inflated_bytes_max: Body = 16 * MIB
+    header_bytes_max: Annotated[int, msgspec.Meta(ge=1024, le=MIB)] = 16_384
+    request_deadline_s: Deadline = 30.0
+    keep_alive_s: Deadline = 75.0
+    idempotency_s: Period = 86_400.0
+    websocket_message_bytes_max: Annotated[int, msgspec.Meta(ge=1024, le=256 * MIB)] = MIB
     websocket_unacknowledged_max: Positive = 4096
-    websocket_ping_s: Seconds = 30.0
+    websocket_ping_s: Period = 30.0
 
 
 class SpoolSection(_Section, frozen=True):
     """What a worker's spool may hold; `full` says what MQTT clients meet when it is full."""
 
     bytes_max: Positive = 4 << 30
-    age_max_s: Seconds = 7 * 86_400.0
-    group_bytes_max: Positive = MIB
+    age_max_s: Period = 7 * 86_400.0
+    group_bytes_max: Payload = MIB
     full: Literal["pause", "refuse"] = "pause"
     dead_letters_max: Count = 100_000
     dead_letters_bytes_max: Count = 1 << 30
     refused_kept_per_s: Rate = 100.0
     refused_kept_bytes_max: Count = 65_536
+
+
+RECORD_BYTES_MAX: Final = MIB - 1024
+"""The service takes 1 MiB of a record with its partition key, which has up to 256 characters."""
 
 
 class Sink(_Section, frozen=True):
@@ -131,10 +152,10 @@ class Sink(_Section, frozen=True):
     stream: str = ""
     region: str = ""
     endpoint: str = ""
-    record_bytes_max: Annotated[int, msgspec.Meta(ge=1024, le=MIB)] = 256 * 1024
+    record_bytes_max: Annotated[int, msgspec.Meta(ge=1024, le=RECORD_BYTES_MAX)] = 256 * 1024
     pending_bytes_max: Positive = 32 * MIB
-    call_deadline_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0
-    concurrency_max: Positive = 8
+    call_deadline_s: Deadline = 10.0
+    concurrency_max: Annotated[int, msgspec.Meta(ge=1, le=256)] = 8
     shard_bytes_per_s: Positive = 1_000_000
     shard_records_per_s: Positive = 1000
 
@@ -148,16 +169,16 @@ class Plan(_Section, frozen=True):
     device_messages_per_s: Rate = 100.0
     device_bytes_per_s: Rate = 1_000_000.0
     device_connections_max: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 10
-    burst_s: Annotated[float, msgspec.Meta(gt=0)] = 2.0
+    burst_s: Annotated[float, msgspec.Meta(ge=0.001, le=86_400)] = 2.0
     over_limit: Literal["pause", "refuse", "shed"] = "pause"
 
 
 class Stream(_Section, frozen=True):
     """What a stream takes; the rule holds for `name` and everything below it."""
 
-    name: str
+    name: StreamName
     kind: Literal["telemetry", "raw"] = "telemetry"
-    payload_bytes_max: Positive = 256 * 1024
+    payload_bytes_max: Payload = 256 * 1024
 
 
 class Jwt(_Section, frozen=True):
@@ -168,19 +189,19 @@ class Jwt(_Section, frozen=True):
     issuer: str = ""
     audience: str = ""
     leeway_s: Seconds = 30.0
-    tenant_claim: str = "tenant"
-    device_claim: str = "device"
-    gateway_claim: str = "gateway"
-    refresh_s: Annotated[float, msgspec.Meta(ge=1)] = 300.0
+    tenant_claim: Text = "tenant"
+    device_claim: Text = "device"
+    gateway_claim: Text = "gateway"
+    refresh_s: Period = 300.0
 
 
 class Memory(_Section, frozen=True):
     """How much room the tables have that workers share."""
 
-    tenants_max: Annotated[int, msgspec.Meta(ge=2)] = 1024
-    devices_max: Positive = 200_000
-    sessions_max: Positive = 200_000
-    idempotency_keys_max: Positive = 100_000
+    tenants_max: Annotated[int, msgspec.Meta(ge=2, le=100_000)] = 1024
+    devices_max: Rows = 200_000
+    sessions_max: Rows = 200_000
+    idempotency_keys_max: Rows = 100_000
 
 
 class Admin(_Section, frozen=True):
@@ -238,9 +259,21 @@ def parse(data: dict[str, Any], *, source: str, text: str) -> Settings:
     except msgspec.ValidationError as error:
         message, _, where = str(error).partition(" - at ")
         key = where.strip("`").removeprefix("$.")
+        if key.startswith("limits[...]"):
+            key = _plan_of(data["limits"], key)
         raise SettingsError(f"{_place(source, text, key)}{key}: {message[0].lower()}{message[1:]}") from error
     _check(settings, source, text)
     return settings
+
+
+def _plan_of(plans: dict[str, Any], key: str) -> str:
+    """Name the first plan that is wrong, which the error does not."""
+    for name, plan in plans.items():
+        try:
+            msgspec.convert(plan, Plan)
+        except msgspec.ValidationError:
+            return key.replace("[...]", f".{name}", 1)
+    return key
 
 
 def _override(data: dict[str, Any], override: str) -> None:
@@ -328,41 +361,62 @@ def split_bind(bind: str) -> tuple[str, int]:
     return str(ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)), int(port)
 
 
+_Wrong = Callable[[str, str], SettingsError]
+
+
 def _check(settings: Settings, source: str, text: str) -> None:
     """Check what no single field can know."""
 
     def wrong(key: str, why: str) -> SettingsError:
         return SettingsError(f"{_place(source, text, key)}{key}: {why}")
 
+    _check_binds(settings, wrong)
     for position, listener in enumerate(settings.listeners):
-        key = f"listeners[{position}]"
-        try:
-            host, _ = split_bind(listener.bind)
-        except ValueError as error:
-            raise wrong(f"{key}.bind", str(error)) from error
-        loopback = ipaddress.ip_address(host).is_loopback
-        if listener.tls == "off" and not loopback and not listener.allow_plaintext:
-            why = "plaintext outside the loopback; use tls, or say allow_plaintext = true"
-            raise wrong(f"{key}.tls", why)
-        if "topic" in listener.auth and not loopback:
-            raise wrong(f"{key}.auth", '"topic" proves nothing, so it is for the loopback only')
-        if "certificate" in listener.auth and listener.tls != "mutual":
-            raise wrong(f"{key}.auth", 'certificates need tls = "mutual"')
-        if not listener.auth:
-            raise wrong(f"{key}.auth", "nobody could connect: name at least one credential")
-        if listener.protocol == "mqtt" and "api_key" in listener.auth:
-            raise wrong(f"{key}.auth", "API keys are for http listeners")
-        if "jwt" in listener.auth and not (settings.jwt.jwks_file or settings.jwt.jwks_url):
-            raise wrong(f"{key}.auth", "tokens need jwt.jwks_file or jwt.jwks_url")
-        if listener.tls != "off" and not (settings.tls.certificate and settings.tls.key):
-            raise wrong("tls.certificate", "a listener with TLS needs tls.certificate and tls.key")
-        if listener.tls == "mutual" and not settings.tls.client_ca:
-            raise wrong("tls.client_ca", "a listener with mutual TLS needs tls.client_ca")
-    if not settings.listeners:
-        raise wrong("listeners", "there is no [[listeners]] entry, so nobody could connect")
+        _check_listener(f"listeners[{position}]", listener, settings, wrong)
     if settings.sink.kind == "kinesis" and not (settings.sink.stream and settings.sink.region):
         raise wrong("sink.kind", "kinesis needs sink.stream and sink.region")
-    try:
-        split_bind(settings.admin.bind)
-    except ValueError as error:
-        raise wrong("admin.bind", str(error)) from error
+    for name, plan in settings.limits.items():
+        for field in ("messages_per_s", "bytes_per_s", "device_messages_per_s", "device_bytes_per_s"):
+            if 0 < getattr(plan, field) < RATE_MIN:
+                raise wrong(f"limits.{name}.{field}", f"0 is unlimited; a limit is at least {RATE_MIN}")
+    names = [stream.name for stream in settings.streams]
+    for position, stream in enumerate(names):
+        if stream in names[:position]:
+            raise wrong(f"streams[{position}].name", f"{stream} is there twice")
+
+
+def _check_binds(settings: Settings, wrong: _Wrong) -> None:
+    if not settings.listeners:
+        raise wrong("listeners", "there is no [[listeners]] entry, so nobody could connect")
+    taken: dict[tuple[str, int], str] = {}
+    entries = [(f"listeners[{position}].bind", each.bind) for position, each in enumerate(settings.listeners)]
+    for key, bind in [*entries, ("admin.bind", settings.admin.bind)]:
+        try:
+            address = split_bind(bind)
+        except ValueError as error:
+            raise wrong(key, str(error)) from error
+        if address[1] and address in taken:
+            raise wrong(key, f"{taken[address]} is the same, and peers would reach either")
+        taken[address] = key
+
+
+def _check_listener(key: str, listener: Listener, settings: Settings, wrong: _Wrong) -> None:
+    host, _ = split_bind(listener.bind)
+    loopback = ipaddress.ip_address(host).is_loopback
+    if listener.tls == "off" and not loopback and not listener.allow_plaintext:
+        why = "plaintext outside the loopback; use tls, or say allow_plaintext = true"
+        raise wrong(f"{key}.tls", why)
+    if "topic" in listener.auth and not loopback:
+        raise wrong(f"{key}.auth", '"topic" proves nothing, so it is for the loopback only')
+    if "certificate" in listener.auth and listener.tls != "mutual":
+        raise wrong(f"{key}.auth", 'certificates need tls = "mutual"')
+    if not listener.auth:
+        raise wrong(f"{key}.auth", "nobody could connect: name at least one credential")
+    if listener.protocol == "mqtt" and "api_key" in listener.auth:
+        raise wrong(f"{key}.auth", "API keys are for http listeners")
+    if "jwt" in listener.auth and not (settings.jwt.jwks_file or settings.jwt.jwks_url):
+        raise wrong(f"{key}.auth", "tokens need jwt.jwks_file or jwt.jwks_url")
+    if listener.tls != "off" and not (settings.tls.certificate and settings.tls.key):
+        raise wrong("tls.certificate", "a listener with TLS needs tls.certificate and tls.key")
+    if listener.tls == "mutual" and not settings.tls.client_ca:
+        raise wrong("tls.client_ca", "a listener with mutual TLS needs tls.client_ca")

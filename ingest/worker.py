@@ -316,6 +316,7 @@ class Worker:
                         self._sink.run(),
                         self._shipper.run(self._sink),
                         self._keep_house(),
+                        *([self._watch_certificates(self._tls)] if self._tls is not None else []),
                         self._measure_lag(),
                         *([self._fetch_keys(self._jwt)] if self._jwt is not None else []),
                     )
@@ -385,6 +386,11 @@ class Worker:
     def _reload(self) -> None:
         if self._tls is not None:
             self._tls.poll(force=True)
+    async def _watch_certificates(self, tls: TlsStore) -> None:
+        while True:
+            await asyncio.sleep(self._settings.tls.reload_poll_s)
+            tls.poll()
+
 
     async def _measure_lag(self) -> None:
         due_s = clock.monotonic_s() + LAG_TICK_S
@@ -397,13 +403,11 @@ class Worker:
             due_s = now_s + LAG_TICK_S
 
     async def _keep_house(self) -> None:
-        """Once a second: keep-alives, changed files, the registry, replays, and the gauges."""
+        """Once a second: keep-alives, the registry, replays, and the gauges."""
         for tick in itertools.count():
             await asyncio.sleep(TICK_S)
             self._hub.turn_wheel(clock.monotonic_s())
             self._http.expire(clock.unix_s())
-            if self._tls is not None:
-                self._tls.poll()
             if self._registry.changed():
                 self._registry_changed()
             try:
