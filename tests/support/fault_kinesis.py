@@ -25,13 +25,17 @@ HASHES = 1 << 128
 
 
 class Faults(msgspec.Struct, frozen=True, kw_only=True):
-    """Probabilities of each fault, and after how many calls a reshard comes (0: never)."""
+    """Probabilities of each fault, and after how many calls a reshard comes (0: never).
+
+    A call with `poison` in any of its records is refused as a whole, for good.
+    """
 
     refuse: float = 0.0
     fail: float = 0.0
     hang_after_write: float = 0.0
     hang_s: float = 0.0
     reshard_every: int = 0
+    poison: bytes = b""
 
 
 class _Shard:
@@ -50,6 +54,10 @@ class FaultKinesis:
             _Shard(n, n * step, HASHES - 1 if n == shards - 1 else (n + 1) * step - 1) for n in range(shards)
         ]
         self.faults = faults
+        self.refusing: set[str] = set()
+        """Shards that refuse whatever comes."""
+        self.lists = True
+        """Whether ListShards is answered."""
         self._random = random.Random(seed)
         self.counts: Counter[str] = Counter()
         self.taken: list[tuple[_Shard, str, bytes]] = []
@@ -82,11 +90,16 @@ class FaultKinesis:
         body = json.loads(await request.read())
         self.counts[target] += 1
         if target == "ListShards":
+            if not self.lists:
+                return _json({"__type": "LimitExceededException", "message": "as asked"}, 400)
             return _json({"Shards": [_described(shard) for shard in self.shards]})
         assert target == "PutRecords", target
         if self._random.random() < self.faults.fail:
             self.counts["failed"] += 1
             return _json({"__type": "InternalFailure", "message": "as asked"}, 500)
+        if not all(map(self._valid, body["Records"])):
+            self.counts["invalid"] += 1
+            return _json({"__type": "ValidationException", "message": "as the service has it"}, 400)
         results = [self._put(record) for record in body["Records"]]
         if self.faults.reshard_every and self.counts["PutRecords"] % self.faults.reshard_every == 0:
             self.reshard()
@@ -96,12 +109,21 @@ class FaultKinesis:
         failed = sum(1 for result in results if "ErrorCode" in result)
         return _json({"FailedRecordCount": failed, "Records": results})
 
+    def _valid(self, record: dict[str, Any]) -> bool:
+        """Return whether the service would look at a call with this record at all."""
+        key, data = record["PartitionKey"], base64.b64decode(record["Data"], validate=True)
+        poison = self.faults.poison
+        return 1 <= len(key) <= 256 and len(key) + len(data) <= 1 << 20 and not (poison and poison in data)
+
     def _put(self, record: dict[str, Any]) -> dict[str, str]:
         if self._random.random() < self.faults.refuse:
             self.counts["refused"] += 1
             return {"ErrorCode": "ProvisionedThroughputExceededException", "ErrorMessage": "as asked"}
         hashed = hash_of(record["PartitionKey"])
         shard = next(s for s in self.shards if not s.closed and s.first <= hashed <= s.last)
+        if shard.shard_id in self.refusing:
+            self.counts["throttled"] += 1
+            return {"ErrorCode": "ProvisionedThroughputExceededException", "ErrorMessage": "as asked"}
         self.taken.append((shard, record["PartitionKey"], base64.b64decode(record["Data"])))
         return {"ShardId": shard.shard_id, "SequenceNumber": str(len(self.taken))}
 

@@ -2,12 +2,16 @@
 
 One record in flight a shard is what keeps the order of a device: nothing of it can overtake what was
 refused. A record is filled with all that waits, up to a size, so a slow shard gets larger records.
+
+When the service says of a call that it can never succeed, what was in it is suspect: it goes again in a call
+of its own, then half of it, and so on, until the one user record is found that the service will never take.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
@@ -18,6 +22,16 @@ from routing.resilience.breaker import Breaker
 
 BACK_OFF_BASE_S = 0.05
 BACK_OFF_CAP_S = 5.0
+ANY_NUMBER: Final = 1 << 62
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Where the records of a part come from, for the dead letter that one of them may become."""
+
+    tenant: str
+    device: str
+    stream: str
+    received_at_ms: int
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -28,14 +42,15 @@ class Part(msgspec.Struct, frozen=True):
     key: str
     envelopes: list[bytes]
     bytes: int
+    origin: Origin
 
     def split(self, count: int) -> tuple[Part, Part]:
         """Return the first `count` envelopes and the rest."""
         first, rest = self.envelopes[:count], self.envelopes[count:]
         size = sum(map(len, first))
         return (
-            Part(self.group, self.first_index, self.key, first, size),
-            Part(self.group, self.first_index + count, self.key, rest, self.bytes - size),
+            Part(self.group, self.first_index, self.key, first, size, self.origin),
+            Part(self.group, self.first_index + count, self.key, rest, self.bytes - size, self.origin),
         )
 
 
@@ -48,12 +63,20 @@ class Lane:
         self.shard_id = shard_id
         self.waiting: deque[Part] = deque()
         self.in_flight: list[Part] = []
-        self.record_bytes_max = record_bytes_max
         self.breaker = Breaker(failures_max=5, open_s=0.5, open_s_max=10.0)
+        self.taken_s = now_s
+        self._record_bytes_max = record_bytes_max
         self._bytes = TokenBucket(rate_per_s=bytes_per_s, burst=bytes_per_s, now_s=now_s)
         self._records = TokenBucket(rate_per_s=records_per_s, burst=records_per_s, now_s=now_s)
         self._failures = 0
         self._not_before_s = 0.0
+        self._suspects = 0
+        self._count_max = ANY_NUMBER
+
+    @property
+    def suspect(self) -> bool:
+        """Return whether the next record must go in a call of its own."""
+        return self._suspects > 0
 
     def due_s(self, now_s: float) -> float | None:
         """Return how long until the next record may go; None while one is on its way or nothing waits."""
@@ -65,20 +88,24 @@ class Lane:
         """Fill a record with what waits; return (partition key, data), or None if the breaker is open."""
         if not self.breaker.allows(now_s):
             return None
+        self.taken_s = now_s
         size = 0
+        count_left = self._count_max
         taken = self.in_flight
         waiting = self.waiting
-        while waiting:
+        while waiting and count_left:
             part = waiting[0]
-            cost = part.bytes + len(part.envelopes) * RECORD_OVERHEAD + len(part.key) + 4
-            if size + cost <= self.record_bytes_max:
+            count = len(part.envelopes)
+            cost = part.bytes + count * RECORD_OVERHEAD + len(part.key) + 4
+            if size + cost <= self._record_bytes_max and count <= count_left:
                 taken.append(waiting.popleft())
                 size += cost
+                count_left -= count
                 continue
-            fit = self._fitting(part, self.record_bytes_max - size - len(part.key) - 4)
+            fit = min(count_left, self._fitting(part, self._record_bytes_max - size - len(part.key) - 4))
             if fit == 0 and not taken:
                 fit = 1  # a single user record that is larger than the target, but not than the limit
-            if fit == len(part.envelopes):
+            if fit == count:
                 taken.append(waiting.popleft())
             elif fit:
                 first, rest = part.split(fit)
@@ -102,20 +129,42 @@ class Lane:
 
     def delivered(self) -> list[Part]:
         """Hear that the record is in the stream; return what was in it."""
-        parts, self.in_flight = self.in_flight, []
         self._failures = 0
         self.breaker.succeeded()
+        if self._suspects:
+            self._suspects = max(0, self._suspects - self._count())
+            self._count_max = (self._suspects + 1) // 2 or ANY_NUMBER
+        parts, self.in_flight = self.in_flight, []
         return parts
 
     def refused(self, now_s: float, random: Callable[[], float]) -> None:
         """Put the record back in front of what waits, to go again after a while."""
-        self.put_back()
+        self._put_back()
         self._failures += 1
         self.breaker.failed(now_s)
         wait_s = full_jitter_s(self._failures, base_s=BACK_OFF_BASE_S, cap_s=BACK_OFF_CAP_S, random=random)
         self._not_before_s = max(self._not_before_s, now_s + wait_s)
 
-    def put_back(self) -> None:
-        """Put the record back in front of what waits."""
+    def suspected(self, *, alone: bool) -> Part | None:
+        """Hear that the call can never succeed; return the user record that is to blame, when it is known.
+
+        The shard itself is well, so there is no back-off: at most log2 of the records in a record are tried.
+        """
+        self.breaker.succeeded()
+        count = self._count()
+        if alone and count == 1:
+            [part] = self.in_flight
+            self.in_flight = []
+            self._suspects, self._count_max = 0, ANY_NUMBER
+            return part
+        self._suspects = count
+        self._count_max = count // 2 if alone else count
+        self._put_back()
+        return None
+
+    def _count(self) -> int:
+        return sum(len(part.envelopes) for part in self.in_flight)
+
+    def _put_back(self) -> None:
         self.waiting.extendleft(reversed(self.in_flight))
         self.in_flight = []

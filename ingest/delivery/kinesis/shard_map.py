@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import msgspec
 
 CACHE_MAX = 200_000
+KEY_CHARACTERS_MAX = 256
+"""The service's limit on a partition key."""
 
 
 class Shard(msgspec.Struct, frozen=True):
@@ -18,6 +20,14 @@ class Shard(msgspec.Struct, frozen=True):
     first_hash: int
     last_hash: int
     closed: bool
+
+
+def partition_key(tenant: str, device: str) -> str:
+    """Return the key of a device's records; in one that would be too long a digest stands for the device."""
+    key = f"{tenant}/{device}"
+    if len(key) <= KEY_CHARACTERS_MAX:
+        return key
+    return f"{tenant}/{hashlib.sha256(device.encode()).hexdigest()}"
 
 
 def hash_of(key: str) -> int:

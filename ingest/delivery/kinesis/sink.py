@@ -6,8 +6,11 @@
   another shard than was meant (a reshard) makes the map be read again, and what would be dropped goes again.
 - A time-out may have written: records then go again with the same ids.
 
-Memory is bounded by `pending_bytes_max`. While a shard takes nothing its records fill that window, and
-when it is full the other shards wait too; nothing is lost, since the spool keeps what is not settled.
+Memory is bounded by `pending_bytes_max`, of which only what is not in the stream counts. While a shard takes
+nothing its own records fill that window, and when it is full the other shards wait too; nothing is lost,
+since the spool keeps what is not settled.
+
+A map that is merely old is read again beside the deliveries, which stop only for one that is wrong.
 """
 
 from __future__ import annotations
@@ -21,11 +24,11 @@ import msgspec
 from ingest import clock
 from ingest.delivery.envelope import envelopes
 from ingest.delivery.kinesis.aggregation import RECORD_OVERHEAD
-from ingest.delivery.kinesis.lane import Lane, Part
+from ingest.delivery.kinesis.lane import Lane, Origin, Part
 from ingest.delivery.kinesis.service import THROTTLES, Entry, Result, ServiceError
-from ingest.delivery.kinesis.shard_map import Shard, ShardMap
+from ingest.delivery.kinesis.shard_map import Shard, ShardMap, partition_key
 from ingest.delivery.sink import Poison, Settled, SinkState
-from ingest.records import Group, Run
+from ingest.records import Group
 from routing.resilience.breaker import Breaker, State
 from routing.resilience.concurrency import AdaptiveConcurrency
 
@@ -35,6 +38,9 @@ RECORD_LIMIT: Final = 1 << 20
 """The service's limit on a record with its partition key; what is larger is poison."""
 MAP_AGE_MAX_S: Final = 60.0
 MAP_RETRY_S: Final = 1.0
+"""For a map without which nothing can be delivered."""
+OLD_MAP_RETRY_S: Final = 10.0
+OPEN: Final = State.OPEN
 
 
 class Service(Protocol):
@@ -77,13 +83,11 @@ class KinesisLimits(msgspec.Struct, frozen=True, kw_only=True):
 class _Pending:
     """A group that is not settled: how many records are left, and which were poison."""
 
-    __slots__ = ("bytes", "left", "poison", "runs")
+    __slots__ = ("left", "poison")
 
     def __init__(self, left: int) -> None:
         self.left = left
         self.poison: list[Poison] = []
-        self.runs: list[tuple[int, Run]] = []
-        self.bytes = 0
 
 
 class KinesisSink:
@@ -104,10 +108,10 @@ class KinesisSink:
         self._limits = limits
         self._random = random
         self._map: ShardMap | None = None
-        self._map_read_s = 0.0
+        self._map_due_s = 0.0
         self._map_failed = False
+        self._checking_map = False
         self._stale = False
-        self._alone = False
         self._misplaced: list[tuple[str, Part]] = []
         self._lanes: dict[str, Lane] = {}
         self._unrouted: list[Part] = []
@@ -126,35 +130,45 @@ class KinesisSink:
         pending = _Pending(sum(run.count for run in group.runs))
         self._pending[group.number] = pending
         for run, first, made in envelopes(group):
-            pending.runs.append((first, run))
-            key = f"{run.tenant}/{run.device}"
-            part = Part(group.number, first, key, made, sum(map(len, made)))
-            pending.bytes += part.bytes
-            for sound in self._without_poison(part, run):
+            key = partition_key(run.tenant, run.device)
+            origin = Origin(run.tenant, run.device, run.stream, run.received_at_ms)
+            for sound in self._without_poison(
+                Part(group.number, first, key, made, sum(map(len, made)), origin)
+            ):
+                self._pending_bytes += sound.bytes
                 self._route(sound)
-        self._pending_bytes += pending.bytes
         self._settle_if_done(group.number, pending)
         self._wake.set()
 
-    def _without_poison(self, part: Part, run: Run) -> list[Part]:
+    def _without_poison(self, part: Part) -> list[Part]:
         """Take out the records that the service will never take, and return the rest."""
-        room = RECORD_LIMIT - 2 * len(part.key.encode()) - RECORD_OVERHEAD - 64
+        room = RECORD_LIMIT - 2 * len(part.key) - RECORD_OVERHEAD - 64
         if part.bytes <= room:
             return [part]
         sound: list[Part] = []
         for position, envelope in enumerate(part.envelopes):
             index = part.first_index + position
-            if len(envelope) > room:
-                self._poison(part.group, index, run, "too_large_for_the_stream", envelope)
+            one = Part(part.group, index, part.key, [envelope], len(envelope), part.origin)
+            if one.bytes > room:
+                self._poison(one, "too_large_for_the_stream")
             else:
-                sound.append(Part(part.group, index, part.key, [envelope], len(envelope)))
+                sound.append(one)
         return sound
 
-    def _poison(self, group: int, index: int, run: Run, reason: str, envelope: bytes) -> None:
-        pending = self._pending[group]
+    def _poison(self, part: Part, reason: str) -> None:
+        """Give up on the one record of `part`."""
+        pending, origin = self._pending[part.group], part.origin
         pending.left -= 1
         pending.poison.append(
-            Poison(index, run.tenant, run.device, run.stream, run.received_at_ms, reason, envelope)
+            Poison(
+                part.first_index,
+                origin.tenant,
+                origin.device,
+                origin.stream,
+                origin.received_at_ms,
+                reason,
+                part.envelopes[0],
+            )
         )
 
     def _route(self, part: Part) -> None:
@@ -163,11 +177,14 @@ class KinesisSink:
         else:
             self._lanes[self._map.shard_of(part.key)].waiting.append(part)
 
+    def _let_go(self, part: Part) -> None:
+        """Make room: `part` is in the stream, or given up."""
+        self._pending_bytes -= part.bytes
+        self._room.set()
+
     def _settle_if_done(self, number: int, pending: _Pending) -> None:
         if pending.left == 0:
             del self._pending[number]
-            self._pending_bytes -= pending.bytes
-            self._room.set()
             self._settled(number, pending.poison)
 
     # The dispatch loop.
@@ -191,17 +208,20 @@ class KinesisSink:
     async def _dispatch(self, calls: asyncio.TaskGroup) -> float | None:
         """Start the calls that may start; return when to look again, None for at the next event."""
         now_s = clock.monotonic_s()
-        if self._map is None or self._stale or now_s - self._map_read_s > MAP_AGE_MAX_S:
+        if self._map is None or self._stale:
             if self._concurrency.under_way:
                 return None  # lanes change only when nothing is in flight, which keeps the order
             if not await self._read_map():
                 return MAP_RETRY_S
+        elif now_s >= self._map_due_s and not self._checking_map:
+            self._checking_map = True
+            calls.create_task(self._check_map(self._map))
         while self._concurrency.has_room():
             ready, wait_s = self._ready(now_s)
             if not ready:
                 return wait_s
             if not self._breaker.allows(now_s):
-                return max(0.01, self._breaker.due_s(now_s)) if self._breaker.state is State.OPEN else None
+                return max(0.01, self._breaker.due_s(now_s)) if self._breaker.state is OPEN else None
             batch = self._fill(ready, now_s)
             if not batch:
                 return 0.05
@@ -220,6 +240,7 @@ class KinesisSink:
                 ready.append(lane)
             else:
                 wait_s = due_s if wait_s is None else min(wait_s, due_s)
+        ready.sort(key=lambda lane: lane.taken_s)  # who has waited longest, so that all get their turn
         return ready, wait_s
 
     def _fill(self, ready: list[Lane], now_s: float) -> list[tuple[Lane, Entry]]:
@@ -227,14 +248,16 @@ class KinesisSink:
         batch: list[tuple[Lane, Entry]] = []
         size = 0
         for lane in ready:
-            if batch and self._alone:
-                break  # one at a time, to find the record that the service will never take
+            if batch and lane.suspect:
+                continue  # in a call of its own, to find the record that the service will never take
             if len(batch) >= CALL_RECORDS_MAX or size + RECORD_LIMIT > CALL_BYTES_MAX:
                 break
             taken = lane.take(now_s)
             if taken is not None:
                 batch.append((lane, Entry(*taken)))
                 size += len(taken[0]) + len(taken[1])
+                if lane.suspect:
+                    break
         return batch
 
     async def _call(self, batch: list[tuple[Lane, Entry]]) -> None:
@@ -243,6 +266,7 @@ class KinesisSink:
             results = await self._service.put_records([entry for _, entry in batch])
             trouble = self._judge(batch, results)
         except ServiceError as error:
+            trouble = error.retriable
             self._call_failed(batch, error)
         finally:
             self._concurrency.ended(trouble=trouble)
@@ -251,7 +275,6 @@ class KinesisSink:
     def _judge(self, batch: list[tuple[Lane, Entry]], results: list[Result]) -> bool:
         """Settle, or send again, record by record; return whether the service was in trouble."""
         self._breaker.succeeded()
-        self._alone = False
         now_s = clock.monotonic_s()
         refused = 0
         for (lane, _), result in zip(batch, results, strict=True):
@@ -275,6 +298,7 @@ class KinesisSink:
 
     def _done(self, parts: list[Part]) -> None:
         for part in parts:
+            self._let_go(part)
             pending = self._pending[part.group]
             pending.left -= len(part.envelopes)
             self._settle_if_done(part.group, pending)
@@ -283,38 +307,26 @@ class KinesisSink:
         """Put every record back: nothing is known of any of them."""
         self._events.sink_called("failed")
         self._events.sink_trouble("call_failed", str(error))
-        now_s = clock.monotonic_s()
-        if error.retriable:
-            self._breaker.failed(now_s)
-        else:
-            self._breaker.succeeded()
         if error.code == "ResourceNotFoundException":
             self._stale = True
-        for lane, _ in batch:
-            if error.retriable or len(batch) > 1 or not self._give_up_on(lane, error):
+        if error.retriable:
+            now_s = clock.monotonic_s()
+            self._breaker.failed(now_s)
+            for lane, _ in batch:
                 lane.refused(now_s, self._random)
-        if not error.retriable and len(batch) > 1:
-            self._alone = True
-
-    def _give_up_on(self, lane: Lane, error: ServiceError) -> bool:
-        """Narrow a record that can never be taken down to the user record that it is about."""
-        parts = lane.in_flight
-        if len(parts) > 1 or len(parts[0].envelopes) > 1:
-            lane.record_bytes_max = max(1, lane.record_bytes_max // 2)
-            return False
-        [part] = lane.delivered()
-        pending = self._pending[part.group]
-        run = next(run for first, run in reversed(pending.runs) if first <= part.first_index)
-        self._poison(part.group, part.first_index, run, error.code, part.envelopes[0])
-        lane.record_bytes_max = self._limits.record_bytes_max
-        self._settle_if_done(part.group, pending)
-        return True
+            return
+        self._breaker.succeeded()
+        for lane, _ in batch:
+            part = lane.suspected(alone=len(batch) == 1)
+            if part is not None:
+                self._let_go(part)
+                self._poison(part, error.code)
+                self._settle_if_done(part.group, self._pending[part.group])
 
     # The shard map.
 
     async def _read_map(self) -> bool:
         """Read the map and route everything that waits by it; False when the service does not answer."""
-        now_s = clock.monotonic_s()
         try:
             shards = await self._service.list_shards()
         except ServiceError as error:
@@ -325,8 +337,9 @@ class KinesisSink:
         if not new.open:
             self._events.sink_trouble("shard_map_unknown", "the stream has no open shard")
             return False
+        now_s = clock.monotonic_s()
         self._map_failed = False
-        self._map_read_s = now_s
+        self._map_due_s = now_s + MAP_AGE_MAX_S
         waiting = [part for lane in self._lanes.values() for part in lane.waiting]
         again = [part for shard_id, part in self._misplaced if not new.holds(shard_id, part.key)]
         self._done([part for shard_id, part in self._misplaced if new.holds(shard_id, part.key)])
@@ -343,6 +356,21 @@ class KinesisSink:
         for part in sorted(waiting, key=lambda part: (part.group, part.first_index)):
             self._route(part)
         return True
+
+    async def _check_map(self, current: ShardMap) -> None:
+        """Find out whether an old map is still right; until that is known, it is what there is."""
+        due_s = OLD_MAP_RETRY_S
+        try:
+            shards = await self._service.list_shards()
+        except ServiceError as error:
+            self._events.sink_trouble("shard_map_is_old", str(error))
+        else:
+            due_s = MAP_AGE_MAX_S
+            if ShardMap(shards).open != current.open:
+                self._stale = True  # read once more, when nothing is in flight
+        self._map_due_s = clock.monotonic_s() + due_s
+        self._checking_map = False
+        self._wake.set()
 
     def _make_lane(self, shard_id: str, now_s: float) -> Lane:
         limits = self._limits
