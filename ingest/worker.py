@@ -30,7 +30,6 @@ from ingest.mqtt.sessions import READ_SESSIONS
 from ingest.mqtt.sockets import Sockets, SocketWire
 from ingest.node_memory import MESSAGE_BYTES_MAX, Gauge, NodeMemory, WorkerState
 from ingest.pipeline import Pipeline, PipelineLimits
-from ingest.records import Group
 from ingest.replay import Replayer
 from ingest.routes import StreamRule, StreamRules
 from ingest.settings import Jwt, Plan, Settings, SettingsError, split_bind
@@ -274,16 +273,16 @@ class Worker:
         self._events.commit_failed(str(error))
         self._gauge_spool()
 
-    def _delivered(self, group: Group, poison: Sequence[Poison]) -> None:
-        tenants: dict[int, int] = {}
-        for run in group.runs:
-            index = self._memory.tenant_index(run.tenant)
-            tenants[index] = tenants.get(index, 0) + run.count
+    def _delivered(self, tenants: dict[str, int], poison: Sequence[Poison]) -> None:
+        indexes: dict[int, int] = {}
+        for tenant, records in tenants.items():
+            index = self._memory.tenant_index(tenant)
+            indexes[index] = indexes.get(index, 0) + records
         for letter in poison:
             index = self._memory.tenant_index(letter.tenant)
-            tenants[index] -= 1
+            indexes[index] -= 1
             self._events.dead_lettered(index, letter.reason)
-        self._events.delivered(tenants)
+        self._events.delivered(indexes)
 
     def _tls_reloaded(self, material: TlsMaterial | None, error: str | None) -> None:
         self._events.tls_reloaded(error)
@@ -316,8 +315,8 @@ class Worker:
                         self._sink.run(),
                         self._shipper.run(self._sink),
                         self._keep_house(),
-                        *([self._watch_certificates(self._tls)] if self._tls is not None else []),
                         self._measure_lag(),
+                        *([self._watch_certificates(self._tls)] if self._tls is not None else []),
                         *([self._fetch_keys(self._jwt)] if self._jwt is not None else []),
                     )
                 ]
@@ -386,11 +385,11 @@ class Worker:
     def _reload(self) -> None:
         if self._tls is not None:
             self._tls.poll(force=True)
+
     async def _watch_certificates(self, tls: TlsStore) -> None:
         while True:
             await asyncio.sleep(self._settings.tls.reload_poll_s)
             tls.poll()
-
 
     async def _measure_lag(self) -> None:
         due_s = clock.monotonic_s() + LAG_TICK_S

@@ -1,6 +1,7 @@
 """Ships groups from the spool to the sink in order, and deletes what is settled.
 
-What it holds in memory is bounded by the sink's `pending_bytes_max` and one read of the spool.
+What it holds in memory is bounded by the sink's `pending_bytes_max` and one read of the spool; it keeps only
+counts of a group that the sink has.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from ingest.spool.store import SpoolError
 
 READ_BYTES = 4 << 20
 READ_AGAIN_S = 1.0
-Delivered = Callable[[Group, Sequence[Poison]], None]
-"""Told of each settled group, for the counters."""
+Delivered = Callable[[dict[str, int], Sequence[Poison]], None]
+"""Told of each settled group: records a tenant, and those of them that are poison."""
 
 
 class Shipper:
@@ -30,7 +31,7 @@ class Shipper:
         self._reader = reader
         self._after = after
         self._delivered = delivered
-        self._under_way: dict[int, tuple[Group, int]] = {}
+        self._under_way: dict[int, tuple[dict[str, int], int]] = {}
 
     @property
     def behind(self) -> bool:
@@ -62,13 +63,16 @@ class Shipper:
             await self._put(sink, read.group, read.bytes)
 
     async def _put(self, sink: Sink, group: Group, size: int) -> None:
-        self._under_way[group.number] = (group, size)
+        tenants: dict[str, int] = {}
+        for run in group.runs:
+            tenants[run.tenant] = tenants.get(run.tenant, 0) + run.count
+        self._under_way[group.number] = (tenants, size)
         self._after = group.number
         await sink.put(group)
 
     def settled(self, number: int, poison: Sequence[Poison]) -> None:
         """Hear from the sink that every record of group `number` is delivered or in `poison`."""
-        group, size = self._under_way.pop(number)
+        tenants, size = self._under_way.pop(number)
         letters = [
             dead_letter(
                 at_ms=clock.unix_ms(),
@@ -84,4 +88,4 @@ class Shipper:
             for letter in poison
         ]
         self._spool.settled(number, size, letters)
-        self._delivered(group, poison)
+        self._delivered(tenants, poison)
