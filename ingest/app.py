@@ -18,11 +18,12 @@ from ingest import clock
 from ingest.admin import Admin
 from ingest.http import idempotency
 from ingest.logs import make_log
+from ingest.mqtt import sessions
 from ingest.node_memory import MemoryLimits, NodeMemory
 from ingest.settings import Settings, SettingsError, split_bind
-from ingest.spool.inspect import spools
+from ingest.spool.inspect import spools, worker_of
 from ingest.spool.reader import Reader
-from ingest.spool.store import SpoolError, Store
+from ingest.spool.store import SpoolError, Store, place
 from ingest.supervisor import Supervisor
 from ingest.tls.material import TlsMaterialError, load
 from ingest.worker import Worker, WorkerContext, tls_files
@@ -92,8 +93,7 @@ def workers_of(settings: Settings) -> int:
 
 def _leftover_spools(data_dir: Path, workers: int) -> list[Path]:
     """Return spools of workers that an earlier run had and this one has not."""
-    found = sorted(data_dir.glob("worker-*/spool.db"))
-    return [path for path in found if int(path.parent.name.removeprefix("worker-")) >= workers]
+    return [path for path in spools(data_dir) if worker_of(path) >= workers]
 
 
 def _make_memory(settings: Settings, workers: int, data_dir: Path) -> NodeMemory:
@@ -111,15 +111,21 @@ def _make_memory(settings: Settings, workers: int, data_dir: Path) -> NodeMemory
         raise StartError(f"no memory for the node: {why}") from error
 
 
-def _load_keys(memory: NodeMemory, data_dir: Path, log: Any) -> None:
-    """Let every worker know the idempotency keys of all, however long its siblings take to start."""
+def _introduce(memory: NodeMemory, data_dir: Path, log: Any) -> None:
+    """Let every worker know what the spools of all hold, however long its siblings take to start.
+
+    Idempotency keys are answered, sessions are asked for where they are, and what waits to be delivered comes
+    before what is taken from now on.
+    """
     for path in spools(data_dir):
         try:
+            memory.progress().start(worker_of(path), *place(path))
             reader = Reader(path)
             idempotency.load(memory.idempotency, reader.keys(), clock.unix_s())
+            sessions.introduce(memory.sessions, worker_of(path), reader.rows(sessions.READ_SESSIONS))
             reader.close()
         except SpoolError as error:  # its worker will not start either, and says so
-            log.warning("idempotency_keys_unread", error=str(error))
+            log.warning("spool_unread", error=str(error))
 
 
 def serve(settings: Settings) -> int:
@@ -129,10 +135,10 @@ def serve(settings: Settings) -> int:
     workers = workers_of(settings)
     data_dir = Path(settings.node.data_dir)
     for path in _leftover_spools(data_dir, workers):
-        workers = max(workers, int(path.parent.name.removeprefix("worker-")) + 1)
+        workers = max(workers, worker_of(path) + 1)
         log.warning("more_workers_than_set", workers=workers, why=f"{path} is from an earlier run")
     memory = _make_memory(settings, workers, data_dir)
-    _load_keys(memory, data_dir, log)
+    _introduce(memory, data_dir, log)
     secret = secrets.token_bytes(32)
 
     def worker_main(index: int) -> int:

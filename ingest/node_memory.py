@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 
 from ingest import clock, counters
+from ingest.order import Homes, Progress
 from ingest.routes import NAME, NAME_CHARACTERS_MAX
 from routing.limits.allowance import row_bytes, row_expired
 from routing.limits.shared_table import STRIPES, LocalTable, SharedTable, Table
@@ -33,6 +34,8 @@ IDEMPOTENCY_ENDS_S: Final = struct.Struct("<56xd")
 MESSAGE_BYTES_MAX: Final = 200_000
 """Of one worker to another; the largest is the packet ids of a session."""
 WORKERS_MAX: Final = 256
+LOCK_TABLES: Final = 5
+"""The lock file has the names, then four tables, then the homes."""
 OTHER_TENANTS: Final = 0
 """The tenant index of all tenants beyond `tenants_max`."""
 
@@ -129,8 +132,11 @@ class NodeMemory:
             "idempotency": (IDEMPOTENCY_BYTES, limits.idempotency_keys_max),
         }
         self._gauge_start = counter_bytes
-        self._name_start = counter_bytes + gauge_bytes
-        start = self._name_start + name_bytes
+        self._progress_start = counter_bytes + gauge_bytes
+        self._name_start = self._progress_start + Progress.size(workers)
+        self._home_start = -(-(self._name_start + name_bytes) // 8) * 8
+        self._home_bytes = Homes.size(limits.devices_max, workers)
+        start = self._home_start + -(-self._home_bytes // 8) * 8
         shared = sum(SharedTable.size(*table) for table in tables.values()) if workers > 1 else 0
         self._map = mmap.mmap(-1, start + shared)
         self._view = memoryview(self._map)
@@ -182,6 +188,18 @@ class NodeMemory:
         size = 8 * len(Gauge)
         start = self._gauge_start + size * worker
         return self._view[start : start + size].cast("d")
+
+    def progress(self) -> Progress:
+        """Return how far each worker is with what it was given."""
+        size = Progress.size(self.workers)
+        return Progress(self._view[self._progress_start : self._progress_start + size].cast("q"))
+
+    def homes(self, worker: int) -> Homes:
+        """Return where devices are at home, as `worker` sees it."""
+        words = self._view[self._home_start : self._home_start + self._home_bytes].cast("I")
+        epoch = int(self.gauges(worker)[Gauge.EPOCH])
+        lock_start = LOCK_TABLES * (STRIPES + 2)
+        return Homes(words, lock_fd=self._lock_fd, lock_start=lock_start, worker=worker, epoch=epoch)
 
     def worker_gone(self, worker: int) -> None:
         """Take back what a worker that died said of itself."""

@@ -68,5 +68,5 @@ DETAIL: Final[dict[Outcome, str]] = {
     Outcome.SPOOL_FULL: "the spool is full, try again later",
     Outcome.DISK_ERROR: "the disk refuses writes, try again later",
     Outcome.DRAINING: "this node is shutting down, reconnect",
-    Outcome.SUSPENDED: "the tenant or the device is suspended",
+    Outcome.SUSPENDED: "the tenant or the device is suspended, or not registered",
 }

@@ -13,8 +13,9 @@ import msgspec
 
 from ingest import clock
 from ingest.events import Events
+from ingest.order import Order
 from ingest.outcome import Outcome
-from ingest.records import Encoding, Run
+from ingest.records import Encoding, Run, ordinal
 from ingest.routes import Address, StreamRules, address, address_of_topic
 from ingest.spool.group import Waiter
 from ingest.spool.schema import Booking
@@ -31,6 +32,8 @@ JSON: Final = Encoding.JSON  # on Python 3.11 a member by its class costs what a
 OPEN: Final = State.OPEN
 KEPT: Final = frozenset({Outcome.MALFORMED, Outcome.TOO_LARGE})
 """Refusals for the content, which are kept for inspection."""
+NOWHERE: Final = -1
+"""No home is this word."""
 OVER: Final = {Over.DEVICE: Outcome.DEVICE_LIMIT, Over.TENANT: Outcome.TENANT_LIMIT}
 
 
@@ -67,6 +70,8 @@ class Route:
         "address",
         "allowance",
         "device",
+        "home",
+        "home_word",
         "payload_bytes_max",
         "raw",
         "stream",
@@ -91,6 +96,7 @@ class Route:
         self.payload_bytes_max = payload_bytes_max
         self.allowance = allowance
         self.tenant_index = tenant_index
+        self.home, self.home_word = 0, NOWHERE
 
 
 class Producer:
@@ -131,6 +137,7 @@ class Pipeline:
         self,
         *,
         spool: Spool,
+        order: Order,
         streams: StreamRules,
         allowances: Allowances,
         admits: Callable[[str, str], bool],
@@ -139,6 +146,8 @@ class Pipeline:
         limits: PipelineLimits,
     ) -> None:
         self._spool = spool
+        self._order = order
+        self._homes = order.homes.words
         self._streams = streams
         self._allowances = allowances
         self._admits = admits
@@ -205,6 +214,8 @@ class Pipeline:
         except (msgspec.DecodeError, UnicodeDecodeError):
             return self._publish_with_care(producer, route, publishes, now_s, (allowed, pause_s, over))
         run = Run(route.tenant, route.device, route.stream, JSON, clock.unix_ms(), count, payloads)
+        if self._homes[route.home] != route.home_word:
+            self._come_home(route)
         spool = self._spool
         spool.current.append(run, size)
         if not spool.scheduled:
@@ -301,6 +312,8 @@ class Pipeline:
         return Outcome.ACCEPTED, "", Encoding(form), count
 
     def _append(self, route: Route, payload: bytes, encoding: Encoding, count: int) -> int:
+        if self._homes[route.home] != route.home_word:
+            self._come_home(route)
         run = Run(route.tenant, route.device, route.stream, encoding, clock.unix_ms(), count, [payload])
         return self._spool.append(run, len(payload))
 
@@ -383,6 +396,11 @@ class Pipeline:
             tenant_index=self._tenant_index(where.tenant),
         )
 
+    def _come_home(self, route: Route) -> None:
+        """Take over a device whose last message went to another worker, in order (`ingest.order`)."""
+        route.home, route.home_word, afters = self._order.come_home(route.tenant, route.device)
+        self._spool.current.come_after(afters)
+
     def readmit(
         self, producer: Producer, names: tuple[str, str, str], payload: bytes, booking: Booking
     ) -> bool:
@@ -443,7 +461,7 @@ class Pipeline:
             self._events.publish_refused(outcome, max(1, count), route.tenant_index)
             return Submission(outcome, detail=detail, retry_after_s=wait_s, pause_s=pause_s)
         current = self._spool.current
-        group = f"{self._spool.node}-{self._spool.boot}-{current.number}"
+        group = f"{self._spool.node}-{self._spool.boot}-{ordinal(current.number)}"
         first = self._append(route, payload, encoding, count)
         if waiter is not None:
             current.tie(waiter, also(group, first, count) if also is not None else ())

@@ -3,7 +3,8 @@
 A *run* is what one read of one connection gave for one stream: payloads that share tenant, device,
 stream, encoding and arrival time, so that a message costs the spool its payload and two bytes.
 The envelope with its id is made on the way out (`ingest.delivery.envelope`): `id` is
-`{node}-{boot}-{group}-{index}`, where `index` counts the records of the group from 0.
+`{node}-{boot}-{group}-{index}`, where `group` counts the groups of a start of the worker (`ordinal`), and
+`index` the records of the group from 0.
 """
 
 from __future__ import annotations
@@ -12,6 +13,11 @@ import enum
 from typing import Final
 
 import msgspec
+
+from ingest.order import After
+
+START_BITS: Final = 32
+"""Groups of one start of a worker; the bits above them count its starts, so that numbers only ever grow."""
 
 
 class Encoding(enum.IntEnum):
@@ -37,18 +43,27 @@ class Run(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Group(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One group commit. (`node`, `boot`, `number`) is unique for ever."""
+    """One group commit. (`node`, `boot`, `number`) is unique for ever.
+
+    It is delivered only when each of `after` is (`ingest.order`).
+    """
 
     node: str
     boot: str
     number: int
     runs: list[Run]
+    after: list[After] = []
 
 
 ENCODE_GROUP: Final = msgspec.msgpack.Encoder()
 DECODE_GROUP: Final = msgspec.msgpack.Decoder(Group)
 
 
+def ordinal(number: int) -> int:
+    """Return which group of its start of the worker a group is, from 1."""
+    return number & ((1 << START_BITS) - 1)
+
+
 def record_id(group: Group, index: int) -> str:
     """Return the id of the record at `index` of `group`: stable over retries, unique for ever."""
-    return f"{group.node}-{group.boot}-{group.number}-{index}"
+    return f"{group.node}-{group.boot}-{ordinal(group.number)}-{index}"

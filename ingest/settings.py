@@ -110,7 +110,7 @@ class Mqtt(_Section, frozen=True):
     session_expiry_s_max: Annotated[int, msgspec.Meta(ge=0, le=4_294_967_295)] = 86_400
     routes_max: Positive = 1024
     wills_max: Count = 10_000
-    takeover_deadline_s: Deadline = 2.0
+    takeover_deadline_s: Deadline = 10.0
     close_deadline_s: Deadline = 5.0
 
 

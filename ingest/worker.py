@@ -29,6 +29,7 @@ from ingest.mqtt.hub import Hub, HubLimits
 from ingest.mqtt.sessions import READ_SESSIONS
 from ingest.mqtt.sockets import Sockets, SocketWire
 from ingest.node_memory import MESSAGE_BYTES_MAX, Gauge, NodeMemory, WorkerState
+from ingest.order import Order
 from ingest.pipeline import Pipeline, PipelineLimits
 from ingest.replay import Replayer
 from ingest.routes import StreamRule, StreamRules
@@ -88,7 +89,9 @@ class Worker:
         self._reader = Reader(path)
         self._inspector = Reader(path)  # the shipper's own is in use on another thread
         self._registry = Registry(data_dir / "registry.db")
+        self._order = Order(memory.homes(index), memory.progress(), worker=index, spool=self._store.id)
         self._spool = self._make_spool()
+        self._order.start(self._spool.last_committed, self._store.settled())
         self._allowances = Allowances(
             devices=memory.devices,
             tenants=memory.tenants,
@@ -131,7 +134,14 @@ class Worker:
             connections_max=settings.accept.connections_max,
             now_s=clock.monotonic_s(),
         )
-        self._shipper = Shipper(self._spool, self._reader, after=0, delivered=self._delivered)
+        self._shipper = Shipper(
+            self._spool,
+            self._reader,
+            order=self._order,
+            after=0,
+            delivered=self._delivered,
+            events=self._events,
+        )
         self._sink: Sink = make_sink(
             settings.sink, data_dir=data_dir, settled=self._shipper.settled, events=self._events
         )
@@ -153,6 +163,7 @@ class Worker:
                 fresh_bytes_max=self._settings.sink.pending_bytes_max,
                 settle_s=0.05,
             ),
+            durable=self._order.committed,
             committed=self._committed,
             failed=self._commit_failed,
         )
@@ -165,6 +176,7 @@ class Worker:
         ]
         return Pipeline(
             spool=self._spool,
+            order=self._order,
             streams=StreamRules(rules, default=StreamRule("", raw=False, payload_bytes_max=256 * 1024)),
             allowances=self._allowances,
             admits=self._admits_device,
@@ -236,6 +248,9 @@ class Worker:
             # A resumed session does not check the chain again, so a ticket must not outlive it.
             self._events.handshake_failed(HandshakeFailure.REVOKED, "a resumed session", identity.name)
             raise Unauthenticated("the certificate is revoked")
+        if identity.expires_s is not None and identity.expires_s <= clock.unix_s():
+            self._events.handshake_failed(HandshakeFailure.EXPIRED, "a resumed session", identity.name)
+            raise Unauthenticated("the certificate has expired")
         return identity
 
     def _key_identity(self, presented: str) -> Identity:

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from ingest.records import Encoding, Group, Run
+from ingest.records import Encoding, Group, Run, ordinal
 
 _LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _MSGPACK: Final = msgspec.msgpack.Decoder()
@@ -45,7 +45,7 @@ def envelopes(group: Group) -> Iterator[tuple[Run, int, list[bytes]]]:
     for a run, so a record costs one join of bytes.
     """
     encode = _JSON.encode
-    head = b'{"id":' + encode(f"{group.node}-{group.boot}-{group.number}-")[:-1]
+    head = b'{"id":' + encode(f"{group.node}-{group.boot}-{ordinal(group.number)}-")[:-1]
     node = encode(group.node)
     index = 0
     for run in group.runs:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 
 from ingest import clock
 from ingest.delivery.sink import Poison, Sink
+from ingest.events import Events
+from ingest.order import Order
 from ingest.records import Group
 from ingest.spool.reader import Reader
 from ingest.spool.schema import Booking
@@ -19,6 +21,9 @@ from ingest.spool.store import SpoolError
 
 READ_BYTES = 4 << 20
 READ_AGAIN_S = 1.0
+TURN_S = 0.01
+"""How often to look whether another worker has delivered what comes first."""
+WAITS_UNTIL_SAID = 1000
 Delivered = Callable[[dict[str, int], Sequence[Poison]], None]
 """Told of each settled group: records a tenant, and those of them that are poison."""
 
@@ -26,11 +31,15 @@ Delivered = Callable[[dict[str, int], Sequence[Poison]], None]
 class Shipper:
     """The driver between one spool and one sink."""
 
-    def __init__(self, spool: Spool, reader: Reader, *, after: int, delivered: Delivered) -> None:
+    def __init__(
+        self, spool: Spool, reader: Reader, *, order: Order, after: int, delivered: Delivered, events: Events
+    ) -> None:
         self._spool = spool
         self._reader = reader
+        self._order = order
         self._after = after
         self._delivered = delivered
+        self._events = events
         self._under_way: dict[int, tuple[dict[str, int], int]] = {}
 
     @property
@@ -51,6 +60,7 @@ class Shipper:
                 await self._spool.grew.wait()
 
     async def _catch_up(self, sink: Sink) -> None:
+        committed = self._spool.last_committed  # what comes while we read may not be in what we read
         try:
             groups = await asyncio.to_thread(self._reader.read_after, self._after, READ_BYTES)
         except SpoolError:
@@ -58,11 +68,13 @@ class Shipper:
             await asyncio.sleep(READ_AGAIN_S)
             return
         if not groups:
-            self._after = self._spool.last_committed
+            self._after = committed
+            self._say_settled()
         for read in groups:
             await self._put(sink, read.group, read.bytes)
 
     async def _put(self, sink: Sink, group: Group, size: int) -> None:
+        await self._in_turn(group)
         tenants: dict[str, int] = {}
         for run in group.runs:
             tenants[run.tenant] = tenants.get(run.tenant, 0) + run.count
@@ -70,9 +82,26 @@ class Shipper:
         self._after = group.number
         await sink.put(group)
 
+    async def _in_turn(self, group: Group) -> None:
+        """Wait until what other workers have of this group's devices is delivered."""
+        waits = 0
+        afters = self._order.waits_for(group.after)
+        while afters:
+            waits += 1
+            if waits % WAITS_UNTIL_SAID == 0:
+                workers = ", ".join(str(after.worker) for after in afters)
+                self._events.sink_trouble("delivery_waits", f"for the spool of worker {workers}")
+            await asyncio.sleep(TURN_S)
+            afters = self._order.waits_for(afters)
+
+    def _say_settled(self) -> None:
+        """Let the other workers know up to where everything of this one is delivered."""
+        self._order.settled(next(iter(self._under_way), self._after + 1) - 1)
+
     def settled(self, number: int, poison: Sequence[Poison]) -> None:
         """Hear from the sink that every record of group `number` is delivered or in `poison`."""
         tenants, size = self._under_way.pop(number)
+        self._say_settled()
         letters = [
             dead_letter(
                 at_ms=clock.unix_ms(),

@@ -372,6 +372,7 @@ class MqttConnection:
         self.closing = closing
         self.phase = Phase.CLOSING
         self._stop_reading()
+        self.session.end()
         self._drop_held()
         self._hub.farewells[self] = (reason, text)
         self._hub.closes(self)
@@ -384,6 +385,7 @@ class MqttConnection:
             farewell = self.session.farewell(reason, text)
             if farewell:
                 self.wire.write(farewell)
+        self.wire.resume_reading()  # a TLS close waits for the peer's; what else comes is not taken any more
         self.wire.close()
 
     def cut(self) -> None:

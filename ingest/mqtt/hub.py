@@ -72,7 +72,13 @@ class Gave(msgspec.Struct, frozen=True, tag=True):
     kept: KeptSession | None
 
 
-_MESSAGE: Final = msgspec.msgpack.Decoder(Take | Gave)
+class Took(msgspec.Struct, frozen=True, tag=True):
+    """Worker to worker: I have stored the session `key`, so you need not keep it any more."""
+
+    key: bytes
+
+
+_MESSAGE: Final = msgspec.msgpack.Decoder(Take | Gave | Took)
 _Arrival = tuple["MqttConnection", Connect, Identity, str | None]
 
 
@@ -123,7 +129,7 @@ class Hub:
         self._wills = Wills(loop=loop, pipeline=pipeline, spool=spool, wills_max=limits.wills_max)
         self._wheel: Wheel[MqttConnection] = Wheel(clock.monotonic_s())
         self._arrivals: dict[bytes, _Arrival] = {}
-        self._asked: dict[int, tuple[bytes, asyncio.TimerHandle]] = {}
+        self._asked: dict[int, tuple[bytes, int, asyncio.TimerHandle]] = {}
         self._serial = 0
         self.draining = False
 
@@ -272,23 +278,30 @@ class Hub:
         self.events.connect_refused(refusal, text, connection.peer.address)
         connection.turn_away(connection.session.refuse(reason, text))
 
-    def _arrived(self, key: bytes, kept: KeptSession | None) -> None:
+    def _arrived(self, key: bytes, kept: KeptSession | None, lender: int | None = None) -> None:
         """Admit who waited for the session `key`, now that its last owner has let go of it."""
-        self._admit(self._arrivals.pop(key), kept)
+        self._admit(self._arrivals.pop(key), kept, lender)
 
-    def _admit(self, arrival: _Arrival, kept: KeptSession | None) -> None:
-        """Let a client in; `kept` is what its session left, None when there is none."""
+    def _admit(self, arrival: _Arrival, kept: KeptSession | None, lender: int | None = None) -> None:
+        """Let a client in; `kept` is what its session left, None when there is none.
+
+        Another worker that lends it keeps it until it is stored here.
+        """
         connection, connect, identity, assigned = arrival
         key = connection.key
         producer = Producer(identity, can_refuse=connect.version == MQTT_5)
         if connection.closing is not None or not self._may_enter(connection, connect, producer):
-            if kept is not None:
+            if kept is not None and lender is None:
                 self._sessions.keep(key, kept)  # for its next try
             return
         resumed = kept is not None and not connect.clean_start
         self._wills.client_is_back(key, resumed=resumed)
         self._by_key[key] = connection
-        self._sessions.enter(key)
+        if kept is not None and resumed and lender is not None:
+            self._sessions.store(key, kept)
+            self.spool.answer(_Then(lambda: self._took(connection, lender)), b"")
+        else:
+            self._sessions.enter(key)
         connack = connection.session.accept(
             session_present=resumed,
             received=kept.received if kept is not None and resumed else (),
@@ -302,6 +315,12 @@ class Hub:
         connection.opened(producer, connack)
         if connection.closing is None:
             self._watch_open(connection)
+
+    def _took(self, connection: MqttConnection, lender: int) -> None:
+        """Hear that a session is stored here, so that it belongs to this worker."""
+        if self._by_key.get(connection.key) is connection:
+            self._sessions.enter(connection.key)
+        self._post(lender, msgspec.msgpack.encode(Took(connection.key)))
 
     def _may_enter(self, connection: MqttConnection, connect: Connect, producer: Producer) -> bool:
         """Count the connection in and return True, or turn it away."""
@@ -364,7 +383,7 @@ class Hub:
             self._admit(arrival, None)
             return
         timer = self.loop.call_later(self._limits.takeover_deadline_s, self._got, Gave(serial, None))
-        self._asked[serial] = (key, timer)
+        self._asked[serial] = (key, owner, timer)
         self._arrivals[key] = arrival
 
     def heard(self, message: bytes) -> None:
@@ -374,31 +393,31 @@ class Hub:
                 self._give(take)
             case Gave() as gave:
                 self._got(gave)
+            case Took(key=key):
+                self._sessions.drop(key)
 
     def _give(self, take: Take) -> None:
+        """Lend a session to the worker that its client has come to; end it if the client wants a new one."""
         there = self._by_key.get(take.key)
         if there is None:
             kept = self._sessions.take(take.key)
             self._wills.client_is_back(take.key, resumed=kept is not None and not take.clean_start)
-            if kept is not None:
-                self._sessions.forget_row(take.key)
-            self._hand_over(take, kept)
-            return
-        kept = self._end(there, clean_start=take.clean_start)
-        if kept is not None:
+        else:
+            kept = self._end(there, clean_start=take.clean_start)
+        if kept is not None and take.clean_start:
             self._sessions.forget_row(take.key)
-        self.spool.answer(_Then(lambda: self._hand_over(take, kept)), b"")
-
-    def _hand_over(self, take: Take, kept: KeptSession | None) -> None:
-        self._post(take.worker, msgspec.msgpack.encode(Gave(take.serial, kept)))
+        elif kept is not None:
+            self._sessions.keep(take.key, kept)
+        gave = msgspec.msgpack.encode(Gave(take.serial, kept))
+        self.spool.answer(_Then(lambda: self._post(take.worker, gave)), b"")
 
     def _got(self, gave: Gave) -> None:
         entry = self._asked.pop(gave.serial, None)
         if entry is None:
             return
-        key, timer = entry
+        key, lender, timer = entry
         timer.cancel()
-        self._arrived(key, gave.kept)
+        self._arrived(key, gave.kept, lender)
 
     def leave_will(self, connection: MqttConnection) -> None:
         """Send the will of a connection that ended without DISCONNECT, after its delay."""
@@ -445,7 +464,7 @@ class Hub:
 class _Then:
     """Calls back once everything appended before is durable."""
 
-    def __init__(self, call: Callable[[], None]) -> None:
+    def __init__(self, call: Callable[[], object]) -> None:
         self._call = call
 
     def durable(self, reply: bytes) -> None:

@@ -7,6 +7,7 @@ stored. At most `sessions_max` are kept without a connection; the directory is i
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -49,14 +50,23 @@ class Sessions:
         self._kept: dict[bytes, KeptSession] = {}
 
     def load(self, rows: Sequence[tuple[bytes, float, bytes]]) -> None:
-        """Take in the sessions that an earlier run kept, and forget those that are over."""
+        """Take in the sessions that an earlier run kept; forget those that are over or went elsewhere."""
         now_s = clock.unix_s()
         for key, expires_s, received in rows:
-            if expires_s > now_s and len(self._kept) < self._sessions_max:
+            room = len(self._kept) < self._sessions_max
+            if expires_s > now_s and room and not self._went_elsewhere(key, expires_s):
                 self._kept[key] = KeptSession(expires_s, frozenset(unpack_ids(received)))
                 self.enter(key, expires_s)
             else:
                 self._spool.join([(FORGET_SESSION, (key,))])
+
+    def _went_elsewhere(self, key: bytes, expires_s: float) -> bool:
+        """Return whether another worker has stored the session since this one did."""
+        value = self._directory.get(key)
+        if value is None:
+            return False
+        worker, _, ends_s = SESSION_VALUE.unpack(value)
+        return worker != self._worker and (not ends_s or ends_s >= expires_s)
 
     def enter(self, key: bytes, ends_s: float = 0.0) -> None:
         """Enter a session into the directory; `ends_s` is Unix time, 0 while it is connected.
@@ -100,6 +110,11 @@ class Sessions:
             return None
         return kept
 
+    def drop(self, key: bytes) -> None:
+        """Keep a session no more that another worker has stored, unless its client is back here."""
+        if self._kept.pop(key, None) is not None:
+            self.forget_row(key)
+
     def forget(self, key: bytes, *, stored: bool) -> None:
         """End a session; `stored` says that the spool may have a row of it."""
         with self._directory.locked(key):
@@ -118,6 +133,16 @@ class Sessions:
         for key in [key for key, kept in self._kept.items() if kept.expires_s < now_s]:
             del self._kept[key]
             self.forget(key, stored=True)
+
+
+def introduce(directory: Table, worker: int, rows: Sequence[tuple[bytes, float, bytes]]) -> None:
+    """Enter what the spool of a worker keeps, before any worker is asked for a session."""
+    for key, expires_s, _ in rows:
+        value = directory.get(key)
+        # Of two spools that have a session, the one that stored it last has what is true of it.
+        if value is None or SESSION_VALUE.unpack(value)[2] < expires_s:
+            with directory.locked(key), contextlib.suppress(TableFullError):
+                directory.put(key, SESSION_VALUE.pack(worker, 0, expires_s))
 
 
 def pack_ids(ids: Iterable[int]) -> bytes:

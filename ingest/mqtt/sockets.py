@@ -56,7 +56,7 @@ class SocketWire:
         self.closing = False
 
     def write(self, data: bytes, /) -> None:
-        """Send `data`, now if the socket takes it. Hot: guarded by bench/side_by_side."""
+        """Send `data`, now if the socket takes it. Hot: guarded by bench/test_sockets.py::test_ready."""
         if self._unsent is None:
             try:
                 sent = os.write(self._fd, data)
@@ -141,10 +141,14 @@ class Sockets:
 
     def add(self, peer: socket.socket, make: Callable[[SocketWire, str], Reader], name: str) -> None:
         """Take over a connected socket; `make` returns what it carries."""
-        fd = peer.detach()
-        wire = SocketWire(self, fd)
+        fd = peer.fileno()
+        try:
+            self._poll.register(fd, _READ)
+        except OSError:  # no memory, or no room for another watch: the peer may come back
+            peer.close()
+            return
+        wire = SocketWire(self, peer.detach())
         self._wires[fd] = wire
-        self._poll.register(fd, _READ)
         wire.reader = make(wire, name)
 
     def watch(self, wire: SocketWire) -> None:
@@ -153,7 +157,7 @@ class Sockets:
             self._poll.modify(wire.fd, wire.events)
 
     def _ready(self) -> None:
-        """Read whoever has sent something. Hot: guarded by bench/side_by_side."""
+        """Read whoever has sent something. Hot: guarded by bench/test_sockets.py::test_ready."""
         wires = self._wires
         read = os.read
         for fd, event in self._poll.poll(0, EVENTS_MAX):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from ingest.order import After
 from ingest.records import ENCODE_GROUP, Group, Run
 from ingest.spool.store import SpoolError, Statement, StoredGroup
 
@@ -24,6 +25,7 @@ class OpenGroup:
 
     __slots__ = (
         "_withdrawable",
+        "after",
         "bytes",
         "number",
         "opened_s",
@@ -42,6 +44,7 @@ class OpenGroup:
         self.tenants: dict[str, int] = {}
         self.replies: dict[Waiter, bytes] = {}
         self.statements: list[Statement] = []
+        self.after: dict[int, After] = {}
         self.opened_s = 0.0
         self._withdrawable: dict[Waiter, list[tuple[int, Sequence[Statement]]]] = {}
 
@@ -62,6 +65,11 @@ class OpenGroup:
         tenant = run.tenant
         tenants[tenant] = tenants.get(tenant, 0) + count
         return first
+
+    def come_after(self, afters: Sequence[After]) -> None:
+        """Be delivered only when each of `afters` is; of one worker the last counts."""
+        for after in afters:
+            self.after[after.worker] = after
 
     def answer(self, waiter: Waiter, reply: bytes) -> None:
         """Owe `reply` to `waiter`, behind what it is already owed."""
@@ -97,6 +105,6 @@ class OpenGroup:
         runs = [run for run in self.runs if run is not None]
         if not runs:
             return None
-        group = Group(node, boot, self.number, runs)
+        group = Group(node, boot, self.number, runs, list(self.after.values()))
         tenants = {tenant: count for tenant, count in self.tenants.items() if count}
         return group, StoredGroup(self.number, self.records, tenants, ENCODE_GROUP.encode(group))

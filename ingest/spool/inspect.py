@@ -59,6 +59,11 @@ def spools(data_dir: Path) -> list[Path]:
     return sorted(data_dir.glob("worker-*/spool.db"))
 
 
+def worker_of(path: Path) -> int:
+    """Return the number of the worker whose spool file this is."""
+    return int(path.parent.name.removeprefix("worker-"))
+
+
 @contextlib.contextmanager
 def _opened(path: Path, *, write: bool = False) -> Iterator[sqlite3.Connection]:
     mode = "rw" if write else "ro"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
@@ -78,6 +79,13 @@ class Reader:
         except sqlite3.Error as error:
             raise SpoolError(f"cannot read {self._path}: {error}") from error
         return rows
+
+    def rows(self, sql: str) -> list[Any]:
+        """Return the rows of a query."""
+        try:
+            return self._connection.execute(sql).fetchall()
+        except sqlite3.Error as error:
+            raise SpoolError(f"cannot read {self._path}: {error}") from error
 
     def replays(self, letters_max: int) -> list[Replay]:
         """Return the dead letters that wait to be accepted again."""

@@ -81,7 +81,10 @@ class _Job:
 
 
 class Spool:
-    """The driver of one `Store`. All methods but the writer's run on the event loop."""
+    """The driver of one `Store`. All methods but the writer's run on the event loop.
+
+    `durable` hears of each group that is on the disk before its answers go out, `committed` after.
+    """
 
     def __init__(
         self,
@@ -89,12 +92,14 @@ class Spool:
         *,
         node: str,
         limits: SpoolLimits,
+        durable: Callable[[int], None],
         committed: Callable[[Committed], None],
         failed: Callable[[SpoolError], None],
     ) -> None:
         self._store = store
         self.node = node
         self._limits = limits
+        self._durable = durable
         self._committed = committed
         self._failed = failed
         figures = store.figures()
@@ -250,6 +255,7 @@ class Spool:
         if job.stored is not None and job.group is not None:
             size = len(job.stored.body)
             self.last_committed = job.stored.number
+            self._durable(job.stored.number)
             self.stored_bytes += size
             self.stored_groups += 1
             self._keep_fresh(job.group, size)

@@ -14,9 +14,11 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import msgspec
 
+from ingest.records import START_BITS
 from ingest.spool import schema
 
 Statement = tuple[str, Sequence[Any]]
@@ -69,12 +71,16 @@ class Store:
             for pragma in schema.PRAGMAS:
                 self._connection.execute(pragma)
             self._connection.executescript(schema.SCHEMA)
-            self.boot = self._next_boot()
+            self.id, self.starts = self._next_start()
+            self.boot = f"{self.id:010x}.{self.starts}"
         except (sqlite3.Error, OSError) as error:
             raise SpoolError(f"cannot open {path}: {error}; {WHAT_TO_DO}") from error
 
-    def _next_boot(self) -> str:
-        """Count this start, so that ids are unique for ever without trusting a clock."""
+    def _next_start(self) -> tuple[int, int]:
+        """Count this start, so that ids are unique for ever without trusting a clock.
+
+        Return the random number of the file, and how often it was opened.
+        """
         connection = self._connection
         connection.execute("INSERT OR IGNORE INTO meta VALUES ('uid', ?)", (secrets.token_hex(5),))
         connection.execute("INSERT OR IGNORE INTO meta VALUES ('boots', '0')")
@@ -84,7 +90,7 @@ class Store:
         if version != str(schema.SCHEMA_VERSION):
             raise SpoolError(f"{self._path} has schema {version}; this program reads {schema.SCHEMA_VERSION}")
         connection.execute("INSERT OR IGNORE INTO meta VALUES ('schema', ?)", (version,))
-        return f"{stored['uid']}.{stored['boots']}"
+        return int(stored["uid"], 16), int(stored["boots"])
 
     def commit(
         self,
@@ -134,12 +140,34 @@ class Store:
         [(letters, letter_bytes)] = self.rows(
             "SELECT count(*), coalesce(sum(length(payload)), 0) FROM dead_letters"
         )
+        # Numbers only ever grow, also when all that an earlier start had is gone.
+        last = max(last, self.starts << START_BITS)
         return Figures(groups, records, size, oldest, last, letters, letter_bytes)
+
+    def settled(self) -> int:
+        """Return the number of the last group before those that are still here."""
+        [(first,)] = self.rows("SELECT min(number) FROM groups")
+        return self.starts << START_BITS if first is None else int(first) - 1
 
     def close(self) -> None:
         """Close the file; a clean close leaves no WAL behind."""
         self._connection.close()
         os.close(self._lock)
+
+
+def place(path: Path) -> tuple[int, int, int]:
+    """Return (id, last group, last group before those still here) of a spool that nobody has open."""
+    try:
+        connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
+        try:
+            stored = dict(connection.execute("SELECT name, value FROM meta"))
+            first, last = connection.execute("SELECT min(number), max(number) FROM groups").fetchone()
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise SpoolError(f"cannot read {path}: {error}") from error
+    starts = int(stored["boots"]) << START_BITS
+    return int(stored["uid"], 16), max(last or 0, starts), starts if first is None else first - 1
 
 
 def _row(group: StoredGroup, now_ms: int) -> tuple[int, int, int, str, int, bytes]:

@@ -561,6 +561,11 @@ class ServerSession:
                 self.received = set()
             self.received.add(number)
 
+    def end(self) -> None:
+        """Take nothing any more: the driver closes."""
+        self.open = False
+        self.disconnected = True
+
     def farewell(self, reason: int, text: str = "") -> bytes:
         """Return the DISCONNECT that says why the server closes; 3.1.1 has none (MQTT-3.14.0-1)."""
         if self.version != MQTT_5 or self.connect is not None:

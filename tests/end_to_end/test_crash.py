@@ -15,6 +15,8 @@ from tests.support.gateway import Gateway, gateway
 from tests.support.mqtt_load import ExactlyOncePublisher, Publisher
 
 ROUNDS = 20
+WORKERS = 2
+"""So that a device whose worker is killed goes on with another, and its order is put to the test."""
 
 
 async def crash_under_load(
@@ -32,7 +34,7 @@ async def crash_under_load(
                 await asyncio.to_thread(node.kill_all)
                 await asyncio.to_thread(node.start)
             else:
-                await asyncio.to_thread(node.kill_worker, 0)
+                await asyncio.to_thread(node.kill_worker, chance.randrange(WORKERS))
                 await asyncio.to_thread(node.wait_until, lambda: node.get("/readyz")[0] == 200)
         over.set()
     await asyncio.to_thread(node.wait_until, node.delivered)
@@ -42,7 +44,7 @@ async def crash_under_load(
 @pytest.mark.timeout(180)
 async def test_no_acknowledged_message_is_lost_to_kill_9(tmp_path: Path) -> None:
     publishers = [Publisher(f"device-{number}", 8) for number in range(20)]
-    with gateway(tmp_path) as node:
+    with gateway(tmp_path, workers=WORKERS) as node:
         await crash_under_load(node, 1, publishers)
         acknowledged = set().union(*(publisher.acknowledged for publisher in publishers))
         sent = set().union(*(publisher.sent() for publisher in publishers))
@@ -76,7 +78,7 @@ async def test_no_acknowledged_message_is_lost_to_kill_9_with_a_kinesis_that_fai
 @pytest.mark.crash
 async def test_a_qos_2_message_arrives_exactly_once_over_kill_9(tmp_path: Path) -> None:
     publishers = [ExactlyOncePublisher(f"device-{number}", 8) for number in range(20)]
-    with gateway(tmp_path) as node:
+    with gateway(tmp_path, workers=WORKERS) as node:
         await crash_under_load(node, 3, publishers, rounds=8)
         sent = set().union(*(publisher.sent() for publisher in publishers))
         arrived = ledger.arrived_locally(node.data_dir)
@@ -93,7 +95,7 @@ class Started:
     """A gateway whose start does not block the loop that the fault-injecting Kinesis runs on."""
 
     def __init__(self, folder: Path, sink: str) -> None:
-        self._node = Gateway(folder, sink=sink)
+        self._node = Gateway(folder, sink=sink, workers=WORKERS)
         self._node.start()
 
     def __enter__(self) -> Gateway:

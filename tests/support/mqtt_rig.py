@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +16,7 @@ from ingest.events import Events
 from ingest.mqtt.connection import MqttConnection
 from ingest.mqtt.hub import Hub, HubLimits
 from ingest.mqtt.sessions import READ_SESSIONS, unpack_ids
+from ingest.order import Homes, Order, Progress
 from ingest.outcome import Outcome
 from ingest.pipeline import Pipeline, PipelineLimits
 from ingest.records import Group
@@ -80,9 +82,12 @@ class ListSink:
 
     def __init__(self) -> None:
         self.groups: list[Group] = []
+        self.takes = asyncio.Event()
+        self.takes.set()
         self.settled: Callable[[int, tuple[Poison, ...]], None] = lambda _number, _poison: None
 
     async def put(self, group: Group) -> None:
+        await self.takes.wait()
         self.groups.append(group)
         self.settled(group.number, ())
 
@@ -99,6 +104,7 @@ class RigWorker:
     def __init__(self, rig: Rig, index: int, folder: Path, group_bytes_max: int) -> None:
         self.loop = asyncio.get_running_loop()
         self.store = Store(folder / "spool.db")
+        self.order = rig.order(index, self.store.id)
         self.spool = Spool(
             self.store,
             node="rig",
@@ -109,9 +115,11 @@ class RigWorker:
                 fresh_bytes_max=1 << 20,
                 settle_s=0.0,
             ),
+            durable=self.order.committed,
             committed=lambda _: None,
             failed=lambda _: None,
         )
+        self.order.start(self.spool.last_committed, self.store.settled())
         self.block = memoryview(bytearray(8 * (counters.GLOBAL_COUNTERS + 64))).cast("q")
         events = Events(self.block, rig)
         allowances = Allowances(
@@ -124,6 +132,7 @@ class RigWorker:
         )
         pipeline = Pipeline(
             spool=self.spool,
+            order=self.order,
             streams=StreamRules([], default=StreamRule("", raw=True, payload_bytes_max=1 << 20)),
             allowances=allowances,
             admits=lambda _tenant, _device: True,
@@ -165,7 +174,12 @@ class RigWorker:
         self.hub.load_sessions(self.store.rows(READ_SESSIONS))
         self.sink = ListSink()
         self.shipper = Shipper(
-            self.spool, Reader(folder / "spool.db"), after=0, delivered=lambda _group, _poison: None
+            self.spool,
+            Reader(folder / "spool.db"),
+            order=self.order,
+            after=0,
+            delivered=lambda _group, _poison: None,
+            events=events,
         )
         self.sink.settled = self.shipper.settled
 
@@ -181,6 +195,10 @@ class RigWorker:
         wire = Wire(self)
         wire.send(data)
         return wire
+
+    def busy(self) -> bool:
+        """Return whether something is not stored or not delivered."""
+        return bool(self.spool._busy or self.spool.current or self.shipper.behind)
 
     def freeze(self) -> None:
         """Commit nothing until `thaw`."""
@@ -206,6 +224,9 @@ class Rig:
         self._folder = folder
         self._count = workers
         self._group_bytes_max = group_bytes_max
+        self._progress = Progress(memoryview(bytearray(Progress.size(workers))).cast("q"))
+        self._homes = memoryview(bytearray(Homes.size(100, workers))).cast("I")
+        self._locks = os.memfd_create("locks")
         self.directory = LocalTable(capacity=100, expired=lambda _: True)
         self.workers: list[RigWorker] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -229,6 +250,11 @@ class Rig:
             raise AttributeError(name)
         return lambda *_args, **_fields: None
 
+    def order(self, worker: int, spool: int) -> Order:
+        """Return one worker's part in the order of this node."""
+        homes = Homes(self._homes, lock_fd=self._locks, lock_start=0, worker=worker, epoch=1)
+        return Order(homes, self._progress, worker=worker, spool=spool)
+
     def post(self, worker: int, message: bytes) -> bool:
         asyncio.get_running_loop().call_soon(self.workers[worker].hub.heard, message)
         return True
@@ -247,14 +273,15 @@ class Rig:
             worker.thaw()
             worker.hub.send_wills()
             await worker.spool.close()
+        os.close(self._locks)
 
     async def settle(self) -> None:
         """Wait until everything appended is durable, answered and delivered."""
         async with asyncio.timeout(10):
-            for worker in self.workers:
-                while worker.spool._busy or worker.spool.current or worker.shipper.behind:
-                    await asyncio.sleep(0.001)
-            await asyncio.sleep(0.005)
+            quiet = 0
+            while quiet < 5:
+                quiet = 0 if any(worker.busy() for worker in self.workers) else quiet + 1
+                await asyncio.sleep(0.001)
 
 
 def _nobody(_: Any) -> Identity:

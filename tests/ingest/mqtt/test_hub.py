@@ -145,6 +145,28 @@ async def test_a_session_moves_with_its_ids_to_the_connection_that_takes_it_over
         assert [payload for worker in rig.workers for payload in worker.payloads()] == [b"p"]
 
 
+async def test_what_moves_to_another_worker_is_delivered_after_what_it_left_there(tmp_path: Path) -> None:
+    async with Rig(tmp_path, workers=2) as rig:
+        old, new = rig.workers
+        first = await admitted(old, connect(client="a"))
+        old.sink.takes.clear()
+        first.send(qos_1(1, b"first"))
+        while not first.said.endswith(b"@\x02\0\x01"):
+            await asyncio.sleep(0.001)
+        second = await admitted(new, connect(client="b"))
+        second.send(qos_1(1, b"second"))
+        while not second.said.endswith(b"@\x02\0\x01"):
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
+        assert new.payloads() == [], "acknowledged, but not delivered before the first"
+        old.sink.takes.set()
+        await rig.settle()
+        assert (old.payloads(), new.payloads()) == ([b"first"], [b"second"])
+        first.send(qos_1(2, b"third"))
+        await rig.settle()
+        assert old.sink.groups[-1].after == [], "nothing waits anywhere"
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_of_two_that_wait_for_a_session_the_last_gets_it(tmp_path: Path, workers: int) -> None:
     async with Rig(tmp_path, workers=workers) as rig:
