@@ -28,6 +28,7 @@ from protocols.mqtt.session import Publish
 from routing.limits.allowance import Allowances, Policy, Rates, Terms, row_expired
 from routing.limits.shared_table import LocalTable
 from routing.tenancy.identity import Credential, Identity, Kind
+from tests.support.lone import lone_order
 
 NO_LIMIT = Rates(messages_per_s=0, bytes_per_s=0, burst_s=1, connections_max=0)
 LIMITS = PipelineLimits(
@@ -85,17 +86,20 @@ class Rig:
             limits=SpoolLimits(
                 bytes_max=1 << 30, age_max_s=1e9, group_bytes_max=10_000, fresh_bytes_max=0, settle_s=0.0
             ),
+            durable=lambda _: None,
             committed=lambda _: None,
             failed=lambda _: None,
         )
         self.reader = Reader(path)
         self.block = memoryview(bytearray(8 * (counters.GLOBAL_COUNTERS + 64))).cast("q")
+        self.order = lone_order()
         self.pipeline = self.make(limited(Policy.PAUSE))
 
     def make(self, terms: Terms, limits: PipelineLimits = LIMITS) -> Pipeline:
         tables = [LocalTable(capacity=9, expired=lambda row: row_expired(row, 0.0)) for _ in range(2)]
         self.pipeline = Pipeline(
             spool=self.spool,
+            order=self.order,
             streams=RULES,
             allowances=Allowances(
                 devices=tables[0],
@@ -293,7 +297,14 @@ async def test_poison_is_replayed_as_its_device_sent_it(
     group = Group("n", rig.spool.boot, 1, [Run("t", "d", stream, encoding, 1, 1, [stored])])
     rig.spool.append(group.runs[0], len(stored))
     await rig.settle()
-    shipper = Shipper(rig.spool, rig.reader, after=0, delivered=lambda _group, _poison: None)
+    shipper = Shipper(
+        rig.spool,
+        rig.reader,
+        order=rig.order,
+        after=0,
+        delivered=lambda _group, _poison: None,
+        events=Events(rig.block, NoLog()),
+    )
 
     class Refusing:
         async def put(self, taken: Group) -> None:
