@@ -432,13 +432,15 @@ class Pipeline:
         payload: bytes,
         now_s: float,
         *,
+        can_pause: bool = False,
         waiter: Waiter | None = None,
         also: Callable[[str, int, int], Sequence[Statement]] | None = None,
     ) -> Submission:
         """Admit one HTTP or WebSocket payload for `names` (tenant, device, stream).
 
-        `also(group, first index, count)` gives statements for the transaction of its group; `waiter` may
-        withdraw the payload if the disk refuses (`OpenGroup.tie`).
+        `can_pause` is whether the caller heeds `pause_s`; for one that does not, a plan that pauses refuses
+        while something is owed. `also(group, first index, count)` gives statements for the transaction of its
+        group; `waiter` may withdraw the payload if the disk refuses (`OpenGroup.tie`).
         """
         outcome, route = self._judge_submission(producer, names)
         if route is None:
@@ -446,13 +448,10 @@ class Pipeline:
             self._events.publish_refused(outcome, 1, index)
             return Submission(outcome)
         outcome, detail, encoding, count = self._examine(route, payload)
-        wait_s = pause_s = 0.0
-        over = NOBODY
         # What is refused for its content has cost its bytes and the look at it all the same.
-        if route.allowance.policy is PAUSE:
-            _, pause_s, _ = route.allowance.charge(max(1, count), len(payload), now_s, refuse=False)
-        else:
-            wait_s, over = route.allowance.charge_whole(max(1, count), len(payload), now_s)
+        wait_s, pause_s, over = _charge(
+            route.allowance, max(1, count), len(payload), now_s, can_pause=can_pause
+        )
         if over:
             outcome, detail = OVER[over], ""
         elif outcome in KEPT:
@@ -488,3 +487,17 @@ class Pipeline:
             producer.routes.clear()
         producer.routes[key] = route
         return Outcome.ACCEPTED, route
+
+
+def _charge(
+    allowance: Allowance, messages: int, size: int, now_s: float, *, can_pause: bool
+) -> tuple[float, float, Over]:
+    """Charge a submission as the plan says; return (when to try again, pause, whose limit refuses it)."""
+    if allowance.policy is not PAUSE:
+        wait_s, over = allowance.charge_whole(messages, size, now_s)
+        return wait_s, 0.0, over
+    if not can_pause:
+        wait_s, over = allowance.owed(now_s)
+        if over:
+            return wait_s, 0.0, over
+    return 0.0, allowance.charge(messages, size, now_s, refuse=False)[1], NOBODY

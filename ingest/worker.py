@@ -101,6 +101,7 @@ class Worker:
             idle_max=settings.memory.devices_max,
         )
         self._pipeline = self._make_pipeline()
+        self._pipeline.letters, self._pipeline.letters_bytes = self._inspector.letters()
         self._tls = self._make_tls()
         self._jwt = _make_jwt(settings.jwt) if _uses_jwt(settings) else None
         self._authenticator = Authenticator(

@@ -104,6 +104,7 @@ class StreamSocket:
             (tenant, device, frame.stream),
             bytes(frame.data),
             clock.monotonic_s(),
+            can_pause=True,
             waiter=waiter,
         )
         if submission.outcome is Outcome.ACCEPTED:

@@ -41,7 +41,7 @@ class Policy(enum.Enum):
     """What happens to messages over a limit."""
 
     PAUSE = "pause"
-    """Taken, and reading pauses until the debt is paid."""
+    """Taken, and reading pauses until the debt is paid; in HTTP, which cannot pause, 429 until it is."""
     REFUSE = "refuse"
     """Refused: 0x97 in MQTT 5, 429 in HTTP; MQTT 3.1.1 cannot refuse, so it pauses."""
     SHED = "shed"
@@ -379,6 +379,16 @@ class Allowance:
             self._device.give_back(messages, size, now_s)
             return wait_s, Over.TENANT
         return 0.0, Over.NOBODY
+
+    def owed(self, now_s: float) -> tuple[float, Over]:
+        """Return how long it takes to pay what is owed, and to whose limit."""
+        if self._free:
+            return 0.0, Over.NOBODY
+        device_s = self._device.wait_s(0, 0, now_s)
+        tenant_s = self._tenant.wait_s(0, 0, now_s)
+        if tenant_s > device_s:
+            return tenant_s, Over.TENANT
+        return device_s, Over.DEVICE if device_s else Over.NOBODY
 
 
 class Allowances:

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from tests.end_to_end.test_clients import new_stream, telemetry
-from tests.end_to_end.test_refusals import post
+from tests.end_to_end.test_refusals import post, run
 from tests.support.gateway import Gateway, gateway
 from tests.support.mqtt_packets import connect, publish
 
@@ -28,6 +28,9 @@ device_messages_per_s = 100
 device_bytes_per_s = 1000000
 burst_s = 0.5
 over_limit = "refuse"
+[limits.pausing]
+device_messages_per_s = 100
+burst_s = 0.5
 [spool]
 refused_kept_bytes_max = 1000
 """
@@ -72,6 +75,16 @@ async def test_a_list_larger_than_the_burst_is_taken_by_who_waits_as_long_as_tol
         assert wait_s == 1
         await asyncio.sleep(wait_s)
         assert (await post(url, data=list_of(80), headers=headers))[0] == 202
+
+
+async def test_a_plan_that_pauses_holds_over_http(strict: Gateway) -> None:
+    await asyncio.to_thread(run, strict, "tenants", "add", "slow", "--plan", "pausing")
+    await asyncio.sleep(2)
+    headers, url = {"Content-Type": "application/json"}, url_of(strict, "d").replace("acme", "slow")
+    assert (await post(url, data=list_of(1000), headers=headers))[0] == 202
+    status, answered = await post(url, data=list_of(1), headers=headers)
+    assert status == 429
+    assert 5 <= int(answered["Retry-After"]) <= 10
 
 
 def test_lists_do_not_go_around_the_limit_over_mqtt(strict: Gateway) -> None:

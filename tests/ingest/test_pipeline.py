@@ -211,7 +211,23 @@ async def test_what_is_refused_for_its_content_is_charged_its_bytes(
     assert outcomes == [Outcome[outcome]] * taken + [Outcome.DEVICE_LIMIT] * (20 - taken)
     assert pipeline.letters == taken
     pipeline = rig.make(limited(Policy.PAUSE, bytes_per_s=1000))
-    assert pipeline.submit(producer(), NAMES, body, 0.0).pause_s == about(max(0.0, len(body) / 1000 - 1))
+    assert pipeline.submit(producer(), NAMES, body, 0.0, can_pause=True).pause_s == about(
+        max(0.0, len(body) / 1000 - 1)
+    )
+
+
+async def test_a_plan_that_pauses_holds_for_who_cannot_pause_too(rig: Rig) -> None:
+    tenant = msgspec.structs.replace(NO_LIMIT, bytes_per_s=1000)
+    pipeline, client = rig.make(limited(Policy.PAUSE, messages_per_s=10, tenant=tenant)), producer()
+    assert pipeline.submit(client, NAMES, list_of(60), 0.0).outcome is Outcome.ACCEPTED
+    for now_s in (0.0, 2.0, 4.9):
+        refused = pipeline.submit(client, NAMES, list_of(60), now_s)
+        assert (refused.outcome, refused.retry_after_s) == (Outcome.DEVICE_LIMIT, about(5.0 - now_s))
+    assert pipeline.submit(client, NAMES, list_of(1), 5.0).outcome is Outcome.ACCEPTED
+    assert pipeline.submit(client, NAMES, b"x" * 3000, 9.0).outcome is Outcome.MALFORMED
+    refused = pipeline.submit(client, NAMES, list_of(1), 9.0)
+    assert (refused.outcome, refused.retry_after_s) == (Outcome.TENANT_LIMIT, about(2.0))
+    assert pipeline.submit(client, NAMES, list_of(60), 9.0, can_pause=True).outcome is Outcome.ACCEPTED
 
 
 # What is kept of a refusal.
