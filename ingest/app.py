@@ -27,6 +27,7 @@ from ingest.spool.store import SpoolError, Store, place
 from ingest.supervisor import Supervisor
 from ingest.tls.material import TlsMaterialError, load
 from ingest.worker import Worker, WorkerContext, tls_files
+from routing.tenancy.registry import Registry, RegistryError
 
 SWITCH_INTERVAL_S = 0.0005
 """How soon the writer thread gets the interpreter back after its fsync (the default is 5 ms)."""
@@ -65,7 +66,8 @@ def check(settings: Settings) -> None:
         raise StartError(f"jwt.jwks_file {settings.jwt.jwks_file} is not there")
     try:
         Store(data_dir / "worker-0" / "spool.db").close()
-    except SpoolError as error:
+        Registry(data_dir / "registry.db").close()
+    except (SpoolError, RegistryError) as error:
         raise StartError(str(error)) from error
 
 
@@ -168,7 +170,7 @@ def serve(settings: Settings) -> int:
 async def _run_worker(context: WorkerContext) -> int:
     try:
         worker = Worker(context)
-    except (SpoolError, TlsMaterialError, SettingsError, OSError) as error:
+    except (SpoolError, RegistryError, TlsMaterialError, SettingsError, OSError) as error:
         context.log.error("worker_cannot_start", error=str(error))  # noqa: TRY400  # the text says it all
         return 1
     return await worker.run()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-from typing import Annotated
+import os
+import sys
+from typing import Annotated, Final
 
 import typer
 
@@ -20,6 +22,12 @@ from ingest.commands import (
     spool,
     tenants,
 )
+from ingest.pki import PkiError
+from ingest.spool.store import SpoolError
+from routing.tenancy.registry import RegistryError
+
+PRIVATE: Final = 0o077
+"""The files of a node, spools, keys and all, are for its own user; certificates say otherwise themselves."""
 
 app = typer.Typer(
     name="headworks",
@@ -56,8 +64,12 @@ def _common(
 
 
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run the command line; what the world has done wrong is one line, and exit code 1."""
+    os.umask(PRIVATE)
+    try:
+        app()
+    except (RegistryError, SpoolError, PkiError, OSError) as error:
+        sys.exit(f"headworks: {error}")
 
 
 if __name__ == "__main__":

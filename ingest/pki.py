@@ -51,6 +51,8 @@ class DevelopmentCa:
         self._key = key
 
     @classmethod
+        except (OSError, ValueError, TypeError) as error:
+            raise PkiError(f"cannot read the CA in {folder}: {error}") from error
     def create(cls, folder: Path) -> DevelopmentCa:
         """Make a CA with an empty revocation list, unless the folder has one."""
         if not (folder / "ca.key").exists():
@@ -63,13 +65,13 @@ class DevelopmentCa:
                 .add_extension(_ca_usage(), critical=True)
                 .sign(key, hashes.SHA256())
             )
-            _write(folder / "ca.key", _pem_key(key), 0o600)
             _write(folder / "ca.crt", certificate.public_bytes(serialization.Encoding.PEM), 0o644)
         ca = cls(folder)
         if not ca.crl_path.exists():
             ca.write_crl([])
         return ca
 
+            _write(folder / "ca.key", _pem_key(key), 0o600)  # last: it is what makes it a CA
     @property
     def ca_path(self) -> Path:
         """Where the CA's certificate is."""
@@ -209,3 +211,4 @@ def _write(path: Path, content: bytes, mode: int) -> None:
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
     new.rename(path)
+    os.fchmod(descriptor, mode)  # whatever the umask is, and whatever was left of an earlier try

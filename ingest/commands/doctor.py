@@ -18,6 +18,7 @@ from ingest.spool import inspect
 from ingest.spool.store import SpoolError
 from ingest.tls.material import TlsMaterialError, load
 from ingest.worker import tls_files
+from routing.tenancy.registry import Registry, RegistryError
 
 DAY_S = 86_400.0
 
@@ -42,6 +43,7 @@ def doctor(
     findings = [Finding("settings", ok=True, detail=str(config))]
     findings += _certificates(settings)
     findings += _spools(Path(settings.node.data_dir))
+    findings += _registry(Path(settings.node.data_dir) / "registry.db")
     findings.append(asyncio.run(_sink(settings)))
     if as_json:
         typer.echo(msgspec.json.encode(findings).decode())
@@ -87,6 +89,17 @@ def _spools(data_dir: Path) -> list[Finding]:
         detail = f"does not hold for {', '.join(wrong)}"
     found.append(Finding("conservation law", ok=not wrong, detail=detail))
     return found
+
+
+def _registry(path: Path) -> list[Finding]:
+    if not path.exists():
+        return []
+    try:
+        registry = Registry(path)
+        detail = f"{len(registry.tenants())} tenants, {len(registry.keys(None))} API keys"
+    except RegistryError as error:
+        return [Finding("registry", ok=False, detail=str(error))]
+    return [Finding("registry", ok=True, detail=detail)]
 
 
 async def _sink(settings: Settings) -> Finding:

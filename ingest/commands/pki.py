@@ -8,20 +8,13 @@ from typing import Annotated
 import msgspec
 import typer
 
-from ingest.commands.common import JsonOption, fail
-from ingest.pki import DevelopmentCa, Issued, PkiError
+from ingest.commands.common import JsonOption
+from ingest.pki import DevelopmentCa, Issued
 
 app = typer.Typer(help="A development CA: server, device and gateway certificates.", no_args_is_help=True)
 DirOption = Annotated[Path, typer.Option("--dir", help="The CA's folder.")]
 DaysOption = Annotated[int, typer.Option("--days", min=1, max=3650, help="How long the certificate is good.")]
 DEFAULT_DIR = Path("var/pki")
-
-
-def _open(folder: Path) -> DevelopmentCa:
-    try:
-        return DevelopmentCa(folder)
-    except PkiError as error:
-        fail(str(error))
 
 
 def _print(issued: Issued, *, as_json: bool) -> None:
@@ -46,7 +39,7 @@ def server(
     as_json: JsonOption = False,
 ) -> None:
     """Issue a server certificate."""
-    _print(_open(folder).server(hosts, days=days), as_json=as_json)
+    _print(DevelopmentCa(folder).server(hosts, days=days), as_json=as_json)
 
 
 @app.command("device")
@@ -58,7 +51,7 @@ def device(
     as_json: JsonOption = False,
 ) -> None:
     """Issue a certificate for a device of a tenant."""
-    _print(_open(folder).device(tenant, device, days=days), as_json=as_json)
+    _print(DevelopmentCa(folder).device(tenant, device, days=days), as_json=as_json)
 
 
 @app.command("gateway")
@@ -70,22 +63,19 @@ def gateway(
     as_json: JsonOption = False,
 ) -> None:
     """Issue a certificate for a gateway, which may publish for every device of its tenant."""
-    _print(_open(folder).device(tenant, gateway, days=days, kind="gateway"), as_json=as_json)
+    _print(DevelopmentCa(folder).device(tenant, gateway, days=days, kind="gateway"), as_json=as_json)
 
 
 @app.command("revoke")
 def revoke(certificate: Path, folder: DirOption = DEFAULT_DIR) -> None:
     """Put a certificate on the revocation list; a running node closes its sessions within seconds."""
-    try:
-        serial = _open(folder).revoke(certificate)
-    except PkiError as error:
-        fail(str(error))
+    serial = DevelopmentCa(folder).revoke(certificate)
     typer.echo(f"revoked {serial:x}")
 
 
 @app.command("crl")
 def crl(folder: DirOption = DEFAULT_DIR) -> None:
     """Write the revocation list anew, good for another 30 days."""
-    ca = _open(folder)
+    ca = DevelopmentCa(folder)
     ca.write_crl(ca.revoked())
     typer.echo(str(ca.crl_path))

@@ -11,9 +11,9 @@ import hashlib
 import hmac
 import secrets
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -88,6 +88,7 @@ class Registry:
     """One process's view of the registry file; raises `RegistryError`."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -98,8 +99,21 @@ class Registry:
             raise RegistryError(f"cannot open {path}: {error}") from error
         self._version = self._data_version()
 
+    def _rows(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        try:
+            return self._connection.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise RegistryError(f"cannot read {self._path}: {error}") from error
+
+    def _change(self, sql: str, values: Sequence[Any]) -> int:
+        """Change rows in a transaction of its own; return how many."""
+        try:
+            return self._connection.execute(sql, values).rowcount
+        except sqlite3.Error as error:
+            raise RegistryError(f"cannot write {self._path}: {error}") from error
+
     def _data_version(self) -> int:
-        return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+        return int(self._rows("PRAGMA data_version")[0][0])
 
     def changed(self) -> bool:
         """Return whether another process has written since the last call."""
@@ -111,7 +125,7 @@ class Registry:
 
     def add_tenant(self, name: str, plan: str, now_s: float) -> None:
         """Add a tenant, or put an existing one on `plan`."""
-        self._connection.execute(
+        self._change(
             "INSERT INTO tenants VALUES (?, ?, 'active', ?) "
             "ON CONFLICT (name) DO UPDATE SET plan = excluded.plan",
             (name, plan, now_s),
@@ -119,11 +133,11 @@ class Registry:
 
     def tenants(self) -> list[Tenant]:
         """Return all tenants by name."""
-        return [Tenant(*row) for row in self._connection.execute("SELECT * FROM tenants ORDER BY name")]
+        return [Tenant(*row) for row in self._rows("SELECT * FROM tenants ORDER BY name")]
 
     def set_tenant_status(self, name: str, status: Status, now_s: float) -> None:
         """Suspend or resume a tenant; one that was never added is added with that status."""
-        self._connection.execute(
+        self._change(
             "INSERT INTO tenants VALUES (?, ?, ?, ?) "
             "ON CONFLICT (name) DO UPDATE SET status = excluded.status",
             (name, DEFAULT_PLAN, status.value, now_s),
@@ -131,29 +145,33 @@ class Registry:
 
     def add_devices(self, tenant: str, names: Iterable[str], now_s: float) -> int:
         """Add devices of a tenant in one transaction; return how many are new."""
-        if self._connection.execute("SELECT 1 FROM tenants WHERE name = ?", (tenant,)).fetchone() is None:
+        if not self._rows("SELECT 1 FROM tenants WHERE name = ?", (tenant,)):
             raise RegistryError(f"there is no tenant {tenant}; run: headworks tenants add {tenant}")
-        self._connection.execute("BEGIN IMMEDIATE")
-        before = self._connection.total_changes
-        self._connection.executemany(
-            "INSERT OR IGNORE INTO devices VALUES (?, ?, 'active', ?)",
-            ((tenant, name, now_s) for name in names),
-        )
-        self._connection.execute("COMMIT")
-        return self._connection.total_changes - before
+        connection = self._connection
+        before = connection.total_changes
+        rows = ((tenant, name, now_s) for name in names)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany("INSERT OR IGNORE INTO devices VALUES (?, ?, 'active', ?)", rows)
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise RegistryError(f"cannot write {self._path}: {error}") from error
+        return connection.total_changes - before
 
     def devices(self, tenant: str | None) -> list[Device]:
         """Return the devices of one tenant or of all."""
         return [
             Device(*row)
-            for row in self._connection.execute(
+            for row in self._rows(
                 "SELECT * FROM devices WHERE ?1 IS NULL OR tenant = ?1 ORDER BY tenant, name", (tenant,)
             )
         ]
 
     def set_device_status(self, tenant: str, name: str, status: Status, now_s: float) -> None:
         """Suspend or resume a device; one that was never added is added with that status."""
-        self._connection.execute(
+        self._change(
             "INSERT INTO devices VALUES (?, ?, ?, ?) "
             "ON CONFLICT (tenant, name) DO UPDATE SET status = excluded.status",
             (tenant, name, status.value, now_s),
@@ -161,21 +179,21 @@ class Registry:
 
     def judge(self, tenant: str, device: str, *, registered_only: bool) -> Verdict:
         """Say whether `device` of `tenant` may be served. Missing means closed when `registered_only`."""
-        rows = self._connection.execute(
+        [found] = self._rows(
             "SELECT (SELECT status FROM tenants WHERE name = ?1), "
             "(SELECT status FROM devices WHERE tenant = ?1 AND name = ?2)",
             (tenant, device),
-        ).fetchone()
-        if Status.SUSPENDED.value in rows:
+        )
+        if Status.SUSPENDED.value in found:
             return Verdict.SUSPENDED
-        if registered_only and None in rows:
+        if registered_only and None in found:
             return Verdict.NOT_REGISTERED
         return Verdict.ADMITTED
 
     def plan_of(self, tenant: str) -> str:
         """Return the name of a tenant's plan."""
-        row = self._connection.execute("SELECT plan FROM tenants WHERE name = ?", (tenant,)).fetchone()
-        return DEFAULT_PLAN if row is None else str(row[0])
+        rows = self._rows("SELECT plan FROM tenants WHERE name = ?", (tenant,))
+        return str(rows[0][0]) if rows else DEFAULT_PLAN
 
     # API keys.
 
@@ -184,7 +202,7 @@ class Registry:
     ) -> tuple[ApiKey, str]:
         """Make a key; return it with its secret form `hw_<id>_<secret>`, which is not kept."""
         identifier, secret = secrets.token_hex(6), secrets.token_hex(32)
-        self._connection.execute(
+        self._change(
             "INSERT INTO api_keys VALUES (?, ?, ?, ?, ?, 'active', ?, ?)",
             (identifier, _hash(secret), tenant, name, kind.value, now_s, expires_s),
         )
@@ -197,9 +215,10 @@ class Registry:
             return None
         prefix, _, rest = presented.partition("_")
         identifier, _, secret = rest.partition("_")
-        row = self._connection.execute(
+        rows = self._rows(
             "SELECT hash, tenant, name, kind, status, expires_s FROM api_keys WHERE id = ?", (identifier,)
-        ).fetchone()
+        )
+        row = rows[0] if rows else None
         stored = row[0] if row is not None else bytes(32)
         right = hmac.compare_digest(stored, _hash(secret))
         if prefix != "hw" or row is None or not right or row[4] != Status.ACTIVE.value:
@@ -219,7 +238,7 @@ class Registry:
         """Return the keys of one tenant or of all."""
         return [
             ApiKey(*row)
-            for row in self._connection.execute(
+            for row in self._rows(
                 "SELECT id, tenant, name, kind, status, created_s, expires_s FROM api_keys "
                 "WHERE ?1 IS NULL OR tenant = ?1 ORDER BY tenant, created_s",
                 (tenant,),
@@ -228,16 +247,13 @@ class Registry:
 
     def revoke_key(self, identifier: str) -> None:
         """End a key."""
-        changed = self._connection.execute(
-            "UPDATE api_keys SET status = 'suspended' WHERE id = ?", (identifier,)
-        ).rowcount
-        if not changed:
+        if not self._change("UPDATE api_keys SET status = 'suspended' WHERE id = ?", (identifier,)):
             raise RegistryError(f"there is no key {identifier}")
 
     def key_is_active(self, identifier: str) -> bool:
         """Return whether a key may still be used."""
-        row = self._connection.execute("SELECT status FROM api_keys WHERE id = ?", (identifier,)).fetchone()
-        return row is not None and row[0] == Status.ACTIVE.value
+        rows = self._rows("SELECT status FROM api_keys WHERE id = ?", (identifier,))
+        return bool(rows) and rows[0][0] == Status.ACTIVE.value
 
     def close(self) -> None:
         """Close the file."""

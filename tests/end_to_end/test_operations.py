@@ -122,6 +122,11 @@ async def test_the_commands_say_what_is_there(node: Gateway) -> None:
     await asyncio.to_thread(run, node, "devices", "add", "listed", "a", "b")
     devices = json.loads(await asyncio.to_thread(run, node, "devices", "list", "listed", "--json"))
     assert [each["name"] for each in devices] == ["a", "b"]
+    files = [path for path in node.data_dir.rglob("*") if path.is_file()]
+    assert {"local.db", "registry.db", "spool.db", "spool.db-wal", "node.lock"} <= {
+        path.name for path in files
+    }
+    assert [path for path in files if path.stat().st_mode & 0o077] == [], "for the node's own user only"
 
 
 @pytest.mark.parametrize(
