@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,10 @@ from ingest import clock
 CA_DAYS: Final = 3650
 CRL_DAYS: Final = 30
 TRUST_DOMAIN: Final = "headworks.local"
+HOST: Final = re.compile(r"(\*\.)?[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
+NAME: Final = re.compile(r"[A-Za-z0-9._~-]{1,64}")
+"""What a SPIFFE path may hold, a subject is long enough for, and no path of a file means otherwise."""
+NAME_RULE: Final = "1 to 64 of A-Z a-z 0-9 . _ ~ -"
 
 
 class PkiError(Exception):
@@ -46,13 +51,13 @@ class DevelopmentCa:
             self._certificate = x509.load_pem_x509_certificate(self.ca_path.read_bytes())
         except FileNotFoundError as error:
             raise PkiError(f"there is no CA in {folder}; run: headworks pki init --dir {folder}") from error
+        except (OSError, ValueError, TypeError) as error:
+            raise PkiError(f"cannot read the CA in {folder}: {error}") from error
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise PkiError(f"{folder / 'ca.key'} is not an elliptic curve key")
         self._key = key
 
     @classmethod
-        except (OSError, ValueError, TypeError) as error:
-            raise PkiError(f"cannot read the CA in {folder}: {error}") from error
     def create(cls, folder: Path) -> DevelopmentCa:
         """Make a CA with an empty revocation list, unless the folder has one."""
         if not (folder / "ca.key").exists():
@@ -66,12 +71,12 @@ class DevelopmentCa:
                 .sign(key, hashes.SHA256())
             )
             _write(folder / "ca.crt", certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+            _write(folder / "ca.key", _pem_key(key), 0o600)  # last: it is what makes it a CA
         ca = cls(folder)
         if not ca.crl_path.exists():
             ca.write_crl([])
         return ca
 
-            _write(folder / "ca.key", _pem_key(key), 0o600)  # last: it is what makes it a CA
     @property
     def ca_path(self) -> Path:
         """Where the CA's certificate is."""
@@ -89,12 +94,17 @@ class DevelopmentCa:
             try:
                 names.append(x509.IPAddress(ipaddress.ip_address(host)))
             except ValueError:
+                if HOST.fullmatch(host) is None:
+                    raise PkiError(f"{host!r} is no host name and no address") from None
                 names.append(x509.DNSName(host))
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])])
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
         return self._issue("server", subject, names, ExtendedKeyUsageOID.SERVER_AUTH, days)
 
     def device(self, tenant: str, device: str, *, days: int = 365, kind: str = "device") -> Issued:
         """Issue a client certificate for a device or a gateway of a tenant."""
+        for name in (tenant, device):
+            if NAME.fullmatch(name) is None or name in {".", ".."}:
+                raise PkiError(f"{name!r} is not a name for a certificate: {NAME_RULE}")
         uri = f"spiffe://{TRUST_DOMAIN}/tenant/{tenant}/{kind}/{device}"
         subject = x509.Name(
             [
@@ -208,7 +218,7 @@ def _write(path: Path, content: bytes, mode: int) -> None:
     """Write a file whole: readers see the old one or the new one."""
     new = path.with_name(path.name + ".new")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    os.fchmod(descriptor, mode)  # whatever the umask is, and whatever was left of an earlier try
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
     new.rename(path)
-    os.fchmod(descriptor, mode)  # whatever the umask is, and whatever was left of an earlier try

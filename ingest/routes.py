@@ -16,6 +16,7 @@ from ingest.outcome import Outcome
 
 NAME_CHARACTERS_MAX: Final = 128
 NAME: Final = re.compile(rf"[A-Za-z0-9._~:@=-]{{1,{NAME_CHARACTERS_MAX}}}")
+NAME_RULE: Final = f"1 to {NAME_CHARACTERS_MAX} of A-Z a-z 0-9 . _ ~ : @ = -"
 STREAM_LEVELS_MAX: Final = 16
 TELEMETRY_ROOT: Final = "dt"
 

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ingest.routes import NAME, NAME_RULE
 from ingest.settings import Settings, SettingsError, load
 
 ConfigOption = Annotated[
@@ -24,6 +25,23 @@ SetOption = Annotated[
 ]
 REFUSED = 1
 USAGE = 2
+
+
+def name_of(value: str) -> str:
+    """Return a tenant's or a device's name, if a topic could carry it."""
+    if NAME.fullmatch(value) is None:
+        raise typer.BadParameter(f"{value[:64]!r} is not a name: {NAME_RULE}")
+    return value
+
+
+def names_of(values: list[str]) -> list[str]:
+    """Return names, if a topic could carry each."""
+    return [name_of(value) for value in values]
+
+
+TenantArgument = Annotated[str, typer.Argument(callback=name_of, help=f"A name: {NAME_RULE}.")]
+DeviceArgument = TenantArgument
+DevicesArgument = Annotated[list[str], typer.Argument(callback=names_of, help=f"Names: {NAME_RULE}.")]
 
 
 def fail(text: str, code: int = REFUSED) -> NoReturn:

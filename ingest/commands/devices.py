@@ -10,41 +10,66 @@ import typer
 from rich.progress import track
 
 from ingest import clock
-from ingest.commands.common import ConfigOption, DataDirOption, JsonOption, data_dir_of, fail, show
-from routing.tenancy.registry import Registry, RegistryError, Status
+from ingest.commands.common import (
+    ConfigOption,
+    DataDirOption,
+    DeviceArgument,
+    DevicesArgument,
+    JsonOption,
+    TenantArgument,
+    data_dir_of,
+    fail,
+    show,
+)
+from ingest.routes import NAME, NAME_RULE
+from routing.tenancy.registry import Registry, Status
 
 app = typer.Typer(help="The devices of a node. Changes are seen within a second.", no_args_is_help=True)
 BATCH = 10_000
 
 
 @app.command("add")
-def add(tenant: str, devices: list[str], config: ConfigOption = None, data_dir: DataDirOption = None) -> None:
+def add(
+    tenant: TenantArgument,
+    devices: DevicesArgument,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
     """Add devices of a tenant."""
     registry = Registry(data_dir_of(config, data_dir) / "registry.db")
-    try:
-        added = registry.add_devices(tenant, devices, clock.unix_s())
-    except RegistryError as error:
-        fail(str(error))
+    added = registry.add_devices(tenant, devices, clock.unix_s())
     typer.echo(f"{added} added")
 
 
 @app.command("import")
 def import_devices(
-    tenant: str,
+    tenant: TenantArgument,
     file: Annotated[Path, typer.Argument(help="A text file with one device name a line.", exists=True)],
     config: ConfigOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
     """Add many devices of a tenant, with a progress bar."""
     registry = Registry(data_dir_of(config, data_dir) / "registry.db")
-    names = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    names = _read_names(file)
     added = 0
-    try:
-        for batch in track(list(_batches(names)), description="importing"):
-            added += registry.add_devices(tenant, batch, clock.unix_s())
-    except RegistryError as error:
-        fail(str(error))
+    for batch in track(list(_batches(names)), description="importing"):
+        added += registry.add_devices(tenant, batch, clock.unix_s())
     typer.echo(f"{added} added, {len(names) - added} were there")
+
+
+def _read_names(file: Path) -> list[str]:
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"cannot read {file}: {error}")
+    names = []
+    for number, line in enumerate(lines, start=1):
+        name = line.strip()
+        if name and NAME.fullmatch(name) is None:
+            fail(f"{file}:{number}: {name[:64]!r} is not a name: {NAME_RULE}; nothing was added")
+        if name:
+            names.append(name)
+    return names
 
 
 def _batches(names: list[str]) -> Iterator[list[str]]:
@@ -65,7 +90,12 @@ def list_devices(
 
 
 @app.command("suspend")
-def suspend(tenant: str, device: str, config: ConfigOption = None, data_dir: DataDirOption = None) -> None:
+def suspend(
+    tenant: TenantArgument,
+    device: DeviceArgument,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
     """Refuse a device, and close its sessions."""
     registry = Registry(data_dir_of(config, data_dir) / "registry.db")
     registry.set_device_status(tenant, device, Status.SUSPENDED, clock.unix_s())
@@ -73,7 +103,12 @@ def suspend(tenant: str, device: str, config: ConfigOption = None, data_dir: Dat
 
 
 @app.command("resume")
-def resume(tenant: str, device: str, config: ConfigOption = None, data_dir: DataDirOption = None) -> None:
+def resume(
+    tenant: TenantArgument,
+    device: DeviceArgument,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
     """Serve a suspended device again."""
     registry = Registry(data_dir_of(config, data_dir) / "registry.db")
     registry.set_device_status(tenant, device, Status.ACTIVE, clock.unix_s())

@@ -7,9 +7,18 @@ from typing import Annotated
 import typer
 
 from ingest import clock
-from ingest.commands.common import ConfigOption, DataDirOption, JsonOption, data_dir_of, fail, show
+from ingest.commands.common import (
+    ConfigOption,
+    DataDirOption,
+    JsonOption,
+    TenantArgument,
+    data_dir_of,
+    fail,
+    name_of,
+    show,
+)
 from routing.tenancy.identity import Kind
-from routing.tenancy.registry import Registry, RegistryError
+from routing.tenancy.registry import Registry
 
 app = typer.Typer(help="API keys for HTTP and WebSocket.", no_args_is_help=True)
 DAY_S = 86_400.0
@@ -17,10 +26,12 @@ DAY_S = 86_400.0
 
 @app.command("add")
 def add(
-    tenant: str,
-    name: Annotated[str, typer.Argument(help="The device or gateway that the key is for.")],
+    tenant: TenantArgument,
+    name: Annotated[
+        str, typer.Argument(callback=name_of, help="The device or gateway that the key is for, by its name.")
+    ],
     gateway: Annotated[bool, typer.Option("--gateway", help="May publish for all devices.")] = False,
-    days: Annotated[float | None, typer.Option(help="End the key after so many days.")] = None,
+    days: Annotated[float | None, typer.Option(min=0.001, help="End the key after so many days.")] = None,
     config: ConfigOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
@@ -47,10 +58,7 @@ def list_keys(
 @app.command("revoke")
 def revoke(key_id: str, config: ConfigOption = None, data_dir: DataDirOption = None) -> None:
     """End a key; connections that used it are closed."""
-    try:
-        Registry(data_dir_of(config, data_dir) / "registry.db").revoke_key(key_id)
-    except RegistryError as error:
-        fail(str(error))
+    Registry(data_dir_of(config, data_dir) / "registry.db").revoke_key(key_id)
     typer.echo(f"{key_id} is revoked")
 
 
@@ -61,5 +69,7 @@ def rotate(key_id: str, config: ConfigOption = None, data_dir: DataDirOption = N
     old = next((key for key in registry.keys(None) if key.id == key_id), None)
     if old is None:
         fail(f"there is no key {key_id}")
+    if old.expires_s is not None and old.expires_s <= clock.unix_s():
+        fail(f"{key_id} has ended, and its successor would with it; add a new key")
     _, secret = registry.issue_key(old.tenant, old.name, Kind(old.kind), clock.unix_s(), old.expires_s)
     typer.echo(secret)

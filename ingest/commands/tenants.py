@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ingest import clock
-from ingest.commands.common import ConfigOption, DataDirOption, JsonOption, data_dir_of, show
+from ingest.commands.common import ConfigOption, DataDirOption, JsonOption, TenantArgument, data_dir_of, show
 from routing.tenancy.registry import DEFAULT_PLAN, Registry, Status
 
 app = typer.Typer(help="The tenants of a node. Changes are seen within a second.", no_args_is_help=True)
@@ -15,7 +15,7 @@ app = typer.Typer(help="The tenants of a node. Changes are seen within a second.
 
 @app.command("add")
 def add(
-    name: str,
+    name: TenantArgument,
     plan: Annotated[str, typer.Option(help="A plan of the settings: [limits.NAME].")] = DEFAULT_PLAN,
     config: ConfigOption = None,
     data_dir: DataDirOption = None,
@@ -35,7 +35,7 @@ def list_tenants(
 
 
 @app.command("suspend")
-def suspend(name: str, config: ConfigOption = None, data_dir: DataDirOption = None) -> None:
+def suspend(name: TenantArgument, config: ConfigOption = None, data_dir: DataDirOption = None) -> None:
     """Refuse a tenant's devices, and close their sessions."""
     registry = Registry(data_dir_of(config, data_dir) / "registry.db")
     registry.set_tenant_status(name, Status.SUSPENDED, clock.unix_s())
@@ -43,7 +43,7 @@ def suspend(name: str, config: ConfigOption = None, data_dir: DataDirOption = No
 
 
 @app.command("resume")
-def resume(name: str, config: ConfigOption = None, data_dir: DataDirOption = None) -> None:
+def resume(name: TenantArgument, config: ConfigOption = None, data_dir: DataDirOption = None) -> None:
     """Serve a suspended tenant again."""
     registry = Registry(data_dir_of(config, data_dir) / "registry.db")
     registry.set_tenant_status(name, Status.ACTIVE, clock.unix_s())
