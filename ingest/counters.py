@@ -118,6 +118,7 @@ COUNTERS: Final = (
         "sink_calls_total", "Calls to the sink's service, by result.", "result", ("ok", "partial", "failed")
     ),
     Family("sink_records_refused_total", "Records that the service refused and that were sent again."),
+    Family("sink_records_expired_total", "Records that the local sink deleted to make room for new ones."),
     Family("worker_starts_total", "Starts of this worker."),
 )
 

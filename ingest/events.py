@@ -139,6 +139,10 @@ class Events:
         if refused:
             self._count("sink_records_refused_total", by=refused)
 
+    def records_expired(self, count: int) -> None:
+        """Count records that the local sink has deleted to make room for new ones."""
+        self._count("sink_records_expired_total", by=count)
+
     def sink_trouble(self, event: str, detail: str) -> None:
         """Note what the sink has to say."""
         self._say("warning", event, detail=detail)

@@ -152,6 +152,7 @@ class Sink(_Section, frozen=True):
     stream: str = ""
     region: str = ""
     endpoint: str = ""
+    local_bytes_max: Annotated[int, msgspec.Meta(ge=MIB, le=INT_MAX)] = 4 << 30
     record_bytes_max: Annotated[int, msgspec.Meta(ge=1024, le=RECORD_BYTES_MAX)] = 256 * 1024
     pending_bytes_max: Positive = 32 * MIB
     call_deadline_s: Deadline = 10.0

@@ -2,6 +2,9 @@
 
 Exactly once: the id is the primary key and a second record of the same id is ignored. All workers of a
 node write to the one file; a transaction takes all groups that wait.
+
+Limits: the file holds `bytes_max`, and beyond it what one transaction writes. The oldest records make room
+for new ones, as they do in a stream (decision 0012).
 """
 
 from __future__ import annotations
@@ -19,6 +22,12 @@ from ingest.delivery.envelope import payloads_as_json
 from ingest.delivery.sink import Settled, SinkState
 from ingest.records import Encoding, Group, record_id
 
+PRAGMAS: Final = (
+    "busy_timeout = 10000",
+    "journal_mode = WAL",
+    "synchronous = FULL",
+    "journal_size_limit = 67108864",
+)
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS telemetry (
     id TEXT PRIMARY KEY,
@@ -31,23 +40,35 @@ CREATE TABLE IF NOT EXISTS telemetry (
 );
 CREATE INDEX IF NOT EXISTS telemetry_by_stream ON telemetry (tenant, device, stream, received_at_ms);
 """
+OLDEST: Final = "DELETE FROM telemetry WHERE rowid IN (SELECT rowid FROM telemetry ORDER BY rowid LIMIT ?)"
+EXPIRED_AT_ONCE: Final = 256
+EXPIRED_A_RECORD: Final = 4
+"""So many old records go for each new one at most: a limit that was lowered is reached step by step."""
 INSERT: Final = "INSERT OR IGNORE INTO telemetry VALUES (?, ?, ?, ?, ?, ?, ?)"
 RETRY_S: Final = 0.5
 Row = tuple[str, str, str, str, int, str, str]
 
 
 class LocalSink:
-    """Writes groups to the file at `path`; holds at most `pending_bytes_max` of them."""
+    """Writes groups to the file at `path`; holds at most `pending_bytes_max` of them.
+
+    `expired(count)` hears of records that were deleted to make room.
+    """
 
     def __init__(
         self,
         path: Path,
         *,
         settled: Settled,
+        bytes_max: int,
         pending_bytes_max: int,
         trouble: Callable[[str, str], None],
+        expired: Callable[[int], None],
     ) -> None:
         self._path = path
+        self._bytes_max = bytes_max
+        self._expired = expired
+        self._full = False
         self._settled = settled
         self._pending_bytes_max = pending_bytes_max
         self._trouble = trouble
@@ -87,32 +108,52 @@ class LocalSink:
                 self._room.set()
         finally:
             self._thread.shutdown(wait=True)
+            if self._connection is not None:
+                self._connection.close()
 
     async def _try(self, loop: asyncio.AbstractEventLoop, groups: list[Group]) -> bool:
         try:
-            await loop.run_in_executor(self._thread, self._write, groups)
+            expired = await loop.run_in_executor(self._thread, self._write, groups)
         except sqlite3.Error as error:
             if self._ready:
                 self._trouble("local_sink_refuses", f"{self._path}: {error}")
             self._ready = False
             return False
         self._ready = True
+        if expired:
+            self._expired(expired)
+            if not self._full:
+                self._full = True
+                self._trouble("local_sink_full", f"{self._path}: the oldest records make room for new ones")
         return True
 
-    def _write(self, groups: list[Group]) -> None:
-        """Run on the sink's own thread: store all records of `groups`, or none."""
+    def _write(self, groups: list[Group]) -> int:
+        """Run on the sink's own thread: store all records of `groups`, or none; return how many expired."""
         if self._connection is None:
             self._connection = open_local(self._path)
         connection = self._connection
         try:
             connection.execute("BEGIN IMMEDIATE")
+            before = connection.total_changes
             for group in groups:
                 connection.executemany(INSERT, rows(group))
+            expired = self._expire(connection, connection.total_changes - before)
             connection.execute("COMMIT")
         except sqlite3.Error:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+        return expired
+
+    def _expire(self, connection: sqlite3.Connection, written: int) -> int:
+        """Delete the oldest records while the file holds too much; return how many."""
+        expired = 0
+        while expired <= written * EXPIRED_A_RECORD and used_bytes(connection) > self._bytes_max:
+            deleted = connection.execute(OLDEST, (EXPIRED_AT_ONCE,)).rowcount
+            if not deleted:
+                break
+            expired += deleted
+        return expired
 
     def state(self) -> SinkState:
         """Return whether the file takes writes, and what waits."""
@@ -124,10 +165,19 @@ class LocalSink:
 def open_local(path: Path) -> sqlite3.Connection:
     """Open or make the file; raises `sqlite3.Error`."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "busy_timeout = 10000"):
+    for pragma in PRAGMAS:
         connection.execute(f"PRAGMA {pragma}")
     connection.executescript(SCHEMA)
     return connection
+
+
+def used_bytes(connection: sqlite3.Connection) -> int:
+    """Return what the records take up in the file, but for pages that are free."""
+    size, pages, free = (
+        int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+        for name in ("page_size", "page_count", "freelist_count")
+    )
+    return size * (pages - free)
 
 
 def rows(group: Group) -> Iterator[Row]:

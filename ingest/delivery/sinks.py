@@ -23,8 +23,10 @@ def make_sink(settings: SinkSettings, *, data_dir: Path, settled: Settled, event
             return LocalSink(
                 data_dir / "local.db",
                 settled=settled,
+                bytes_max=settings.local_bytes_max,
                 pending_bytes_max=settings.pending_bytes_max,
                 trouble=events.sink_trouble,
+                expired=events.records_expired,
             )
         case "kinesis":
             return KinesisSink(
