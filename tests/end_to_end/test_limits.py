@@ -67,14 +67,13 @@ def reasons_of(said: bytes, count: int) -> list[int] | None:
 async def test_a_list_larger_than_the_burst_is_taken_by_who_waits_as_long_as_told(strict: Gateway) -> None:
     headers = {"Content-Type": "application/json"}
     url = url_of(strict, "patient")
-    assert (await post(url, data=list_of(80), headers=headers))[0] == 202
-    for _ in range(2):
-        status, answered = await post(url, data=list_of(80), headers=headers)
-        assert status == 429
-        wait_s = int(answered["Retry-After"])
-        assert wait_s == 1
-        await asyncio.sleep(wait_s)
-        assert (await post(url, data=list_of(80), headers=headers))[0] == 202
+    assert (await post(url, data=list_of(250), headers=headers))[0] == 202
+    status, answered = await post(url, data=list_of(250), headers=headers)
+    assert status == 429
+    wait_s = int(answered["Retry-After"])
+    assert 1 <= wait_s <= 3, "2.5 s after the first"
+    await asyncio.sleep(wait_s)
+    assert (await post(url, data=list_of(250), headers=headers))[0] == 202
 
 
 async def test_a_plan_that_pauses_holds_over_http(strict: Gateway) -> None:
@@ -109,12 +108,12 @@ def test_lists_do_not_go_around_the_limit_over_mqtt(strict: Gateway) -> None:
 
 async def test_what_is_refused_for_its_content_fills_no_disk(strict: Gateway) -> None:
     stream = new_stream()
-    body = gzip.compress(b"x" * 4_000_000)
+    body = gzip.compress(b"x" * 8_000_000)
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
-    answers = [await post(url_of(strict, "bomb", stream), data=body, headers=headers) for _ in range(20)]
+    answers = [await post(url_of(strict, "bomb", stream), data=body, headers=headers) for _ in range(5)]
     assert answers[0][0] == 413
     assert {status for status, _ in answers[1:]} == {429}
-    assert max(int(answered["Retry-After"]) for _, answered in answers[1:]) >= 3
+    assert max(int(answered["Retry-After"]) for _, answered in answers[1:]) > 1
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", "ingest.cli", "deadletters", *arguments]
@@ -129,7 +128,7 @@ async def test_what_is_refused_for_its_content_fills_no_disk(strict: Gateway) ->
     listed = await asyncio.to_thread(command, "list", "--json")
     [letter] = [each for each in json.loads(listed.stdout) if each["stream"] == stream]
     assert letter["bytes"] == 1000
-    assert letter["detail"].endswith("; only the first 1000 of 4000000 bytes are kept")
+    assert letter["detail"].endswith("; only the first 1000 of 8000000 bytes are kept")
     replayed = await asyncio.to_thread(command, "replay", letter["name"])
     assert replayed.returncode == 1
     assert "1 cannot be replayed" in replayed.stderr
