@@ -12,7 +12,8 @@ import pytest
 from bench import corpus
 from bench.rig import memory_of, release
 from ingest.node_memory import NodeMemory
-from routing.limits.allowance import LEASE_S, Allowance, Allowances, Over, Policy, Rates, Terms
+from routing.limits.allowance import LEASE_S, Allowance, Allowances
+from routing.limits.terms import Over, Policy, Rates, Terms
 
 WORKERS = 2
 NO_LIMIT = Rates(messages_per_s=0, bytes_per_s=0, burst_s=2.0, connections_max=0)

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from bench import corpus
+from protocols.mqtt.limits import SessionLimits
 from protocols.mqtt.packets import MQTT_3_1_1, MQTT_5
 from protocols.mqtt.reason import ReasonCode
-from protocols.mqtt.session import ServerSession, SessionLimits
+from protocols.mqtt.session import ServerSession
 from protocols.mqtt.wire import Property
 
 LIMITS = SessionLimits(

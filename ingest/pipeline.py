@@ -12,7 +12,9 @@ from typing import Final
 import msgspec
 
 from ingest import clock
+from ingest.delivery.envelope import payload_of
 from ingest.events import Events
+from ingest.limits import PipelineLimits
 from ingest.order import Order
 from ingest.outcome import Outcome
 from ingest.records import Encoding, Run, ordinal
@@ -21,10 +23,12 @@ from ingest.spool.group import Waiter
 from ingest.spool.schema import Booking
 from ingest.spool.spool import Spool, State, dead_letter
 from ingest.spool.store import Statement
+from ingest.submission import Submission
 from protocols.mqtt.session import Publish
 from protocols.telemetry import Malformed, decode, decode_one_json
-from routing.limits.allowance import NOBODY, PAUSE, REFUSE, SHED, Allowance, Allowances, Over
+from routing.limits.allowance import Allowance, Allowances
 from routing.limits.bucket import TokenBucket
+from routing.limits.terms import NOBODY, PAUSE, REFUSE, SHED, Over
 from routing.tenancy.identity import Identity
 
 ACCEPTED: Final = int(Outcome.ACCEPTED)
@@ -35,32 +39,6 @@ KEPT: Final = frozenset({Outcome.MALFORMED, Outcome.TOO_LARGE})
 NOWHERE: Final = -1
 """No home is this word."""
 OVER: Final = {Over.DEVICE: Outcome.DEVICE_LIMIT, Over.TENANT: Outcome.TENANT_LIMIT}
-
-
-class _Envelope(msgspec.Struct, frozen=True):
-    payload: msgspec.Raw
-    encoding: str = ""
-
-
-_ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
-_BASE64: Final = msgspec.json.Decoder(bytes)
-
-
-class PipelineLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds of the pipeline.
-
-    Of refused payloads `refused_kept_per_s` are kept, the first `refused_kept_bytes_max` of each; all dead
-    letters together are at most `dead_letters_max`, of `dead_letters_bytes_max`, when another is kept.
-    """
-
-    routes_max: int
-    records_max: int
-    group_bytes_max: int
-    dead_letters_max: int
-    dead_letters_bytes_max: int
-    refused_kept_per_s: float
-    refused_kept_bytes_max: int
-    refuse_when_full: bool
 
 
 class Route:
@@ -111,23 +89,6 @@ class Producer:
         self.identity = identity
         self.can_refuse = can_refuse
         self.routes: dict[bytes, Route] = {}
-
-
-class Submission(msgspec.Struct, frozen=True):
-    """What became of one HTTP or WebSocket submission.
-
-    Accepted records have the ids `{group}-{first_index}` to `{group}-{first_index + count - 1}`.
-    `retry_after_s` is when a limit would let all of it through; `pause_s` is how long to read no more, where
-    the plan pauses, whatever the outcome.
-    """
-
-    outcome: Outcome
-    count: int = 0
-    group: str = ""
-    first_index: int = 0
-    detail: str = ""
-    retry_after_s: float = 0.0
-    pause_s: float = 0.0
 
 
 class Pipeline:
@@ -413,8 +374,7 @@ class Pipeline:
         if route is None or outcome is not Outcome.ACCEPTED:
             return False
         if booking is Booking.POISON:
-            envelope = _ENVELOPE.decode(payload)
-            payload = _BASE64.decode(envelope.payload) if envelope.encoding else bytes(envelope.payload)
+            payload = payload_of(payload)
         outcome, _, encoding, count = self._examine(route, payload)
         if outcome is not Outcome.ACCEPTED:
             return False

@@ -55,6 +55,13 @@ class Group(msgspec.Struct, frozen=True, array_like=True, gc=False):
     after: list[After] = []
 
 
+class Spooled(msgspec.Struct, frozen=True):
+    """A stored group and the bytes it takes up in the spool."""
+
+    group: Group
+    bytes: int
+
+
 ENCODE_GROUP: Final = msgspec.msgpack.Encoder()
 DECODE_GROUP: Final = msgspec.msgpack.Decoder(Group)
 

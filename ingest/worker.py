@@ -24,25 +24,27 @@ from ingest.events import Events
 from ingest.gate import Gate
 from ingest.http import idempotency
 from ingest.http.listener import HttpListener
+from ingest.limits import PipelineLimits, SpoolLimits
 from ingest.mqtt.connection import MqttConnection, MqttProtocol
 from ingest.mqtt.hub import Hub, HubLimits
 from ingest.mqtt.sessions import READ_SESSIONS
 from ingest.mqtt.sockets import Sockets, SocketWire
 from ingest.node_memory import MESSAGE_BYTES_MAX, Gauge, NodeMemory, WorkerState
 from ingest.order import Order
-from ingest.pipeline import Pipeline, PipelineLimits
+from ingest.pipeline import Pipeline
 from ingest.replay import Replayer
 from ingest.routes import StreamRule, StreamRules
 from ingest.settings import Jwt, Plan, Settings, SettingsError, split_bind
 from ingest.spool.reader import Reader
-from ingest.spool.spool import Committed, Spool, SpoolLimits, State
-from ingest.spool.store import SpoolError, Store
+from ingest.spool.spool import Spool, State
+from ingest.spool.store import Committed, SpoolError, Store
 from ingest.tls.certificate import CertificateNames
 from ingest.tls.material import TlsFiles, TlsMaterial
 from ingest.tls.store import TlsStore, failure_of
+from protocols.mqtt.limits import SessionLimits
 from protocols.mqtt.reason import ReasonCode
-from protocols.mqtt.session import SessionLimits
-from routing.limits.allowance import Allowances, Policy, Rates, Terms, forget_worker
+from routing.limits.allowance import Allowances, forget_worker
+from routing.limits.terms import Policy, Rates, Terms
 from routing.tenancy.identity import Credential, Identity, Kind
 from routing.tenancy.jwt import JwksError, JwtVerifier
 from routing.tenancy.registry import DEFAULT_PLAN, Registry, Verdict

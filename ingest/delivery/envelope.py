@@ -23,6 +23,21 @@ JSON: Final = Encoding.JSON  # on Python 3.11 a member by its class costs as muc
 RAW: Final = Encoding.RAW
 
 
+class _Envelope(msgspec.Struct, frozen=True):
+    payload: msgspec.Raw
+    encoding: str = ""
+
+
+_ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
+_BASE64: Final = msgspec.json.Decoder(bytes)
+
+
+def payload_of(envelope: bytes) -> bytes:
+    """Return the payload that an envelope was made of, as it came."""
+    made = _ENVELOPE.decode(envelope)
+    return _BASE64.decode(made.payload) if made.encoding else bytes(made.payload)
+
+
 def payloads_as_json(run: Run) -> list[bytes]:
     """Return the payloads of a run as JSON texts, one a record."""
     match run.encoding:

@@ -32,13 +32,15 @@ from ingest.http.idempotency import EXPIRE, KEY_CHARACTERS_MAX, Answered, Idempo
 from ingest.http.problem import of_disk_error, of_refusal, problem
 from ingest.mqtt.hub import Hub
 from ingest.outcome import Outcome
-from ingest.pipeline import Pipeline, Producer, Submission
+from ingest.pipeline import Pipeline, Producer
 from ingest.settings import Http
 from ingest.spool.spool import Spool
 from ingest.spool.store import SpoolError, Statement
+from ingest.submission import Submission
 from protocols.http_body import BodyRefused, InflatesToMore, payload_of
-from routing.limits.allowance import Allowances, Over
+from routing.limits.allowance import Allowances
 from routing.limits.shared_table import Table
+from routing.limits.terms import Over
 from routing.tenancy.identity import Identity, Kind
 
 TELEMETRY: Final = "/v1/telemetry/"

@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 
 from ingest.outcome import DETAIL, HTTP_STATUS, Outcome
-from ingest.pipeline import Submission
+from ingest.submission import Submission
 
 
 def problem(

@@ -24,11 +24,12 @@ from ingest.mqtt.wills import Wills
 from ingest.pipeline import Pipeline, Producer
 from ingest.spool.spool import Spool
 from protocols.errors import ProtocolError
+from protocols.mqtt.limits import SessionLimits
 from protocols.mqtt.packets import MQTT_5, Connect
 from protocols.mqtt.reason import ReasonCode
-from protocols.mqtt.session import SessionLimits
-from routing.limits.allowance import Allowances, Over, table_key
+from routing.limits.allowance import Allowances, table_key
 from routing.limits.shared_table import Table
+from routing.limits.terms import Over
 from routing.tenancy.identity import Identity, Kind
 
 if TYPE_CHECKING:

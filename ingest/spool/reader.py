@@ -9,16 +9,9 @@ from urllib.parse import quote
 
 import msgspec
 
-from ingest.records import DECODE_GROUP, Group
+from ingest.records import DECODE_GROUP, Spooled
 from ingest.spool import schema
 from ingest.spool.store import SpoolError
-
-
-class ReadGroup(msgspec.Struct, frozen=True):
-    """A stored group and the bytes it takes up."""
-
-    group: Group
-    bytes: int
 
 
 class Replay(msgspec.Struct, frozen=True):
@@ -46,14 +39,14 @@ class Reader:
         except sqlite3.Error as error:
             raise SpoolError(f"cannot read {path}: {error}") from error
 
-    def read_after(self, number: int, bytes_max: int) -> list[ReadGroup]:
+    def read_after(self, number: int, bytes_max: int) -> list[Spooled]:
         """Return the groups after `number` in order: at least one if there is one, up to `bytes_max`."""
-        groups: list[ReadGroup] = []
+        groups: list[Spooled] = []
         size = 0
         try:
             cursor = self._connection.execute(schema.READ_GROUPS, (number,))
             for _, body in cursor:
-                groups.append(ReadGroup(DECODE_GROUP.decode(body), len(body)))
+                groups.append(Spooled(DECODE_GROUP.decode(body), len(body)))
                 size += len(body)
                 if size >= bytes_max:
                     break

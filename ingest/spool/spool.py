@@ -15,13 +15,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-import msgspec
-
 from ingest import clock
-from ingest.records import Group, Run
+from ingest.limits import SpoolLimits
+from ingest.records import Group, Run, Spooled
 from ingest.spool import schema
 from ingest.spool.group import OpenGroup, Waiter
-from ingest.spool.store import SpoolError, Statement, Store, StoredGroup, settle
+from ingest.spool.store import Committed, SpoolError, Statement, Store, StoredGroup, settle
 
 RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 ROOM_SHARE = 0.95
@@ -34,33 +33,6 @@ class State(enum.Enum):
     OPEN = "open"
     FULL = "full"
     BROKEN = "broken"
-
-
-class SpoolLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a spool may hold. `settle_s` is how long deletions wait to share a transaction."""
-
-    bytes_max: int
-    age_max_s: float
-    group_bytes_max: int
-    fresh_bytes_max: int
-    settle_s: float
-
-
-class Committed(msgspec.Struct, frozen=True):
-    """One commit, for observers: how much, how long the disk took, how long the first record waited."""
-
-    records: int
-    bytes: int
-    seconds: float
-    waited_s: float
-    tenants: dict[str, int]
-
-
-class Fresh(msgspec.Struct, frozen=True):
-    """A stored group that is still in memory, so that the shipper need not read it back."""
-
-    group: Group
-    bytes: int
 
 
 class _Job:
@@ -109,7 +81,7 @@ class Spool:
         self.last_committed = figures.last_number
         self.current = OpenGroup(figures.last_number + 1)
         self.state = State.OPEN
-        self.fresh: deque[Fresh] = deque()
+        self.fresh: deque[Spooled] = deque()
         self._fresh_bytes = 0
         self.grew = asyncio.Event()
         self._loose: list[Statement] = []
@@ -176,7 +148,7 @@ class Spool:
 
     # What the right side calls.
 
-    def take_fresh(self, after: int) -> Fresh | None:
+    def take_fresh(self, after: int) -> Spooled | None:
         """Return the group after `after` if it is still in memory."""
         fresh = self.fresh
         while fresh and fresh[0].group.number <= after:
@@ -289,7 +261,7 @@ class Spool:
         self._loop.call_later(wait_s, self._jobs.put, retried)
 
     def _keep_fresh(self, group: Group, size: int) -> None:
-        self.fresh.append(Fresh(group, size))
+        self.fresh.append(Spooled(group, size))
         self._fresh_bytes += size
         while self._fresh_bytes > self._limits.fresh_bytes_max:
             self._fresh_bytes -= self.fresh.popleft().bytes

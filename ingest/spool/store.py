@@ -42,6 +42,16 @@ class StoredGroup(msgspec.Struct, frozen=True):
     body: bytes
 
 
+class Committed(msgspec.Struct, frozen=True):
+    """One commit, for observers: how much, how long the disk took, how long the first record waited."""
+
+    records: int
+    bytes: int
+    seconds: float
+    waited_s: float
+    tenants: dict[str, int]
+
+
 class Figures(msgspec.Struct, frozen=True):
     """What is in a spool now. Times are Unix milliseconds."""
 

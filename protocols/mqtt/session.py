@@ -13,10 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
-import msgspec
-
 from protocols.errors import ProtocolError
 from protocols.mqtt import packets, wire
+from protocols.mqtt.limits import SessionLimits
 from protocols.mqtt.packets import MQTT_5, Connect, Packet, Will
 from protocols.mqtt.reason import CONNACK_3, ReasonCode
 from protocols.mqtt.wire import Properties, Property, malformed, violation
@@ -30,21 +29,6 @@ PUBACK: Final = 0x40
 PUBREC: Final = 0x50
 PUBCOMP: Final = 0x70
 NO_ID: Final = b"\0\0"
-
-
-class SessionLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What one session may hold and ask for. Intervals in seconds."""
-
-    packet_bytes_max: int
-    connect_bytes_max: int
-    receive_maximum: int
-    topic_alias_maximum: int
-    topic_levels_max: int
-    topic_bytes_max: int
-    client_id_bytes_max: int
-    user_properties_max: int
-    keep_alive_s_max: int
-    session_expiry_s_max: int
 
 
 class ServerSession:

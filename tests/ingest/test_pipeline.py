@@ -15,18 +15,20 @@ from ingest.delivery.envelope import envelopes
 from ingest.delivery.shipper import Shipper
 from ingest.delivery.sink import Poison
 from ingest.events import Events
+from ingest.limits import PipelineLimits, SpoolLimits
 from ingest.outcome import Outcome
-from ingest.pipeline import Pipeline, PipelineLimits, Producer
+from ingest.pipeline import Pipeline, Producer
 from ingest.records import Encoding, Group, Run
 from ingest.replay import Replayer
 from ingest.routes import StreamRule, StreamRules
 from ingest.spool.inspect import letters, mark_for_replay, payload
 from ingest.spool.reader import Reader
-from ingest.spool.spool import Spool, SpoolLimits
+from ingest.spool.spool import Spool
 from ingest.spool.store import Store
 from protocols.mqtt.session import Publish
-from routing.limits.allowance import Allowances, Policy, Rates, Terms, row_expired
+from routing.limits.allowance import Allowances, row_expired
 from routing.limits.shared_table import LocalTable
+from routing.limits.terms import Policy, Rates, Terms
 from routing.tenancy.identity import Credential, Identity, Kind
 from tests.support.lone import lone_order
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from protocols.mqtt.session import SessionLimits
+from protocols.mqtt.limits import SessionLimits
 from protocols.mqtt.wire import write_binary, write_string, write_varint
 
 LIMITS = SessionLimits(

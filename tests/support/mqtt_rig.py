@@ -13,19 +13,21 @@ from ingest.authentication import Authenticator, Door, Peer, Unauthenticated
 from ingest.delivery.shipper import Shipper
 from ingest.delivery.sink import Poison, SinkState
 from ingest.events import Events
+from ingest.limits import PipelineLimits, SpoolLimits
 from ingest.mqtt.connection import MqttConnection
 from ingest.mqtt.hub import Hub, HubLimits
 from ingest.mqtt.sessions import READ_SESSIONS, unpack_ids
 from ingest.order import Homes, Order, Progress
 from ingest.outcome import Outcome
-from ingest.pipeline import Pipeline, PipelineLimits
+from ingest.pipeline import Pipeline
 from ingest.records import Group
 from ingest.routes import StreamRule, StreamRules
 from ingest.spool.reader import Reader
-from ingest.spool.spool import Spool, SpoolLimits
+from ingest.spool.spool import Spool
 from ingest.spool.store import Store
-from routing.limits.allowance import Allowances, Policy, Rates, Terms
+from routing.limits.allowance import Allowances
 from routing.limits.shared_table import LocalTable
+from routing.limits.terms import Policy, Rates, Terms
 from routing.tenancy.identity import Credential, Identity, Kind
 from tests.support.mqtt_packets import LIMITS
 

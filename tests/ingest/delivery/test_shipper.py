@@ -9,10 +9,11 @@ from pathlib import Path
 
 from ingest.delivery.shipper import Shipper
 from ingest.delivery.sink import Poison, SinkState
+from ingest.limits import SpoolLimits
 from ingest.records import Encoding, Group, Run
 from ingest.spool.inspect import ledger
 from ingest.spool.reader import Reader
-from ingest.spool.spool import Spool, SpoolLimits
+from ingest.spool.spool import Spool
 from ingest.spool.store import Store
 from tests.support.lone import lone_order, silent_events
 

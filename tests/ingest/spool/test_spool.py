@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from ingest.limits import SpoolLimits
 from ingest.records import Encoding, Run, ordinal
 from ingest.spool.inspect import ledger, letters, mark_for_replay, purge
 from ingest.spool.reader import Reader
 from ingest.spool.schema import Booking
-from ingest.spool.spool import Spool, SpoolLimits, State, dead_letter
+from ingest.spool.spool import Spool, State, dead_letter
 from ingest.spool.store import SpoolError, Statement, Store, StoredGroup, settle
 
 LIMITS = SpoolLimits(

@@ -18,16 +18,13 @@ from routing.limits.allowance import (
     TOKENS,
     Allowance,
     Allowances,
-    Over,
-    Policy,
-    Rates,
-    Terms,
     forget_worker,
     row_expired,
     table_key,
 )
 from routing.limits.bucket import TokenBucket
 from routing.limits.shared_table import LocalTable
+from routing.limits.terms import Over, Policy, Rates, Terms
 
 FREE = Rates(messages_per_s=0, bytes_per_s=0, burst_s=1, connections_max=0)
 
