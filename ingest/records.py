@@ -56,10 +56,11 @@ class Group(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Spooled(msgspec.Struct, frozen=True):
-    """A stored group and the bytes it takes up in the spool."""
+    """A stored group, the bytes it takes up in the spool, and its records by tenant."""
 
     group: Group
     bytes: int
+    tenants: dict[str, int]
 
 
 ENCODE_GROUP: Final = msgspec.msgpack.Encoder()

@@ -13,7 +13,7 @@ from ingest import clock
 from ingest.delivery.sink import Poison, Sink
 from ingest.events import Events
 from ingest.order import Order
-from ingest.records import Group
+from ingest.records import Group, Spooled
 from ingest.spool.reader import Reader
 from ingest.spool.schema import Booking
 from ingest.spool.spool import Spool, dead_letter
@@ -52,7 +52,7 @@ class Shipper:
         while True:
             fresh = self._spool.take_fresh(self._after)
             if fresh is not None:
-                await self._put(sink, fresh.group, fresh.bytes)
+                await self._put(sink, fresh)
             elif self._after < self._spool.last_committed:
                 await self._catch_up(sink)
             else:
@@ -71,14 +71,12 @@ class Shipper:
             self._after = committed
             self._say_settled()
         for read in groups:
-            await self._put(sink, read.group, read.bytes)
+            await self._put(sink, read)
 
-    async def _put(self, sink: Sink, group: Group, size: int) -> None:
+    async def _put(self, sink: Sink, spooled: Spooled) -> None:
+        group = spooled.group
         await self._in_turn(group)
-        tenants: dict[str, int] = {}
-        for run in group.runs:
-            tenants[run.tenant] = tenants.get(run.tenant, 0) + run.count
-        self._under_way[group.number] = (tenants, size)
+        self._under_way[group.number] = (spooled.tenants, spooled.bytes)
         self._after = group.number
         await sink.put(group)
 

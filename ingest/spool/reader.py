@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 import msgspec
@@ -12,6 +12,8 @@ import msgspec
 from ingest.records import DECODE_GROUP, Spooled
 from ingest.spool import schema
 from ingest.spool.store import SpoolError
+
+_TENANTS: Final = msgspec.json.Decoder(dict[str, int])
 
 
 class Replay(msgspec.Struct, frozen=True):
@@ -45,8 +47,9 @@ class Reader:
         size = 0
         try:
             cursor = self._connection.execute(schema.READ_GROUPS, (number,))
-            for _, body in cursor:
-                groups.append(Spooled(DECODE_GROUP.decode(body), len(body)))
+            for tenants, body in cursor:
+                records = _TENANTS.decode(tenants)
+                groups.append(Spooled(DECODE_GROUP.decode(body), len(body), records))
                 size += len(body)
                 if size >= bytes_max:
                     break

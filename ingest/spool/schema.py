@@ -117,7 +117,7 @@ INSERT_GROUP: Final = (
 )
 DELETE_GROUP: Final = "DELETE FROM groups WHERE number = ?"
 OLDEST_GROUP: Final = "SELECT committed_ms FROM groups ORDER BY number LIMIT 1"
-READ_GROUPS: Final = "SELECT number, body FROM groups WHERE number > ? ORDER BY number"
+READ_GROUPS: Final = "SELECT tenants, body FROM groups WHERE number > ? ORDER BY number"
 INSERT_DEAD_LETTER: Final = (
     "INSERT INTO dead_letters "
     "(at_ms, tenant, device, stream, reason, detail, received_at_ms, booking, payload) "

@@ -230,7 +230,7 @@ class Spool:
             self._durable(job.stored.number)
             self.stored_bytes += size
             self.stored_groups += 1
-            self._keep_fresh(job.group, size)
+            self._keep_fresh(Spooled(job.group, size, job.stored.tenants))
             self.grew.set()
         for waiter, reply in job.open.replies.items():
             waiter.durable(reply)
@@ -260,9 +260,9 @@ class Spool:
         wait_s = RETRY_S[min(job.tries, len(RETRY_S) - 1)]
         self._loop.call_later(wait_s, self._jobs.put, retried)
 
-    def _keep_fresh(self, group: Group, size: int) -> None:
-        self.fresh.append(Spooled(group, size))
-        self._fresh_bytes += size
+    def _keep_fresh(self, spooled: Spooled) -> None:
+        self.fresh.append(spooled)
+        self._fresh_bytes += spooled.bytes
         while self._fresh_bytes > self._limits.fresh_bytes_max:
             self._fresh_bytes -= self.fresh.popleft().bytes
 
