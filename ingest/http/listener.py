@@ -64,6 +64,7 @@ class Handler(RequestHandler):
         "closing",
         "counted",
         "door",
+        "heard_s",
         "identity",
         "listener",
         "peer",
@@ -84,6 +85,7 @@ class Handler(RequestHandler):
         self.closing: Closing | None = None
         self.speaks: Protocol | None = None
         self._gone: Callable[[], None] | None = None
+        self.heard_s = 0.0
         self._over = False
         self._unread: asyncio.TimerHandle | None = None
 
@@ -92,6 +94,11 @@ class Handler(RequestHandler):
         super().connection_made(transport)
         self.wire = cast("asyncio.Transport", transport)  # uvloop's and aiofastnet's are not subclasses
         self.peer = peer_of(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Note when the peer was heard last."""
+        self.heard_s = clock.monotonic_s()
+        super().data_received(data)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Count the connection out."""

@@ -2,14 +2,15 @@
 
 One answer goes out a group commit. A client may be owed `websocket_unacknowledged_max` answers, with those
 that it has not read; beyond that, and while it is over a limit, nothing more is read. The frames of one
-message go beyond it (`FRAMES_MAX`). A client that does not read is cut off by the deadline of its connection.
+message go beyond it (`FRAMES_MAX`). A client that does not read is cut off by the deadline of its connection,
+and one that answers no ping, unless it is we who do not read it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from aiohttp import WSMsgType, web
 
@@ -33,6 +34,9 @@ from routing.tenancy.identity import Kind
 if TYPE_CHECKING:
     from ingest.http.listener import Handler
 
+PONG_SHARE: Final = 1.5
+"""A client that was silent for so many ping intervals has not answered the ping after the first."""
+
 
 class StreamSocket:
     """One open WebSocket with what it is owed."""
@@ -50,6 +54,7 @@ class StreamSocket:
         self._refused: list[Refused] = []
         self._open_frames = 0
         self._unread = 0
+        self._held_up = False
         self._close: tuple[int, str] | None = None
         self._wake = asyncio.Event()
         self._told = asyncio.Event()
@@ -76,6 +81,9 @@ class StreamSocket:
 
     async def may_go_on(self, pause_s: float) -> bool:
         """Wait until the client may send more; False when it is gone."""
+        if not pause_s and self.owed < self._owed_max:
+            return not self._gone.is_set()
+        self._held_up = True
         if pause_s:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
@@ -83,6 +91,8 @@ class StreamSocket:
         while self.owed >= self._owed_max and not self._gone.is_set():
             self._told.clear()
             await self._told.wait()
+        self._held_up = False
+        self._handler.heard_s = clock.monotonic_s()
         return not self._gone.is_set()
 
     def take(self, message: bytes) -> float:
@@ -156,6 +166,24 @@ class StreamSocket:
                 self.gone()
                 return
 
+    async def watch(self, ping_s: float) -> None:
+        """Ping a client that is silent, and cut it off when it stays so.
+
+        While we do not read it, its answer is behind what it has sent: then a ping only finds out whether
+        the network still carries it.
+        """
+        while True:
+            silent_s = clock.monotonic_s() - self._handler.heard_s
+            if silent_s >= PONG_SHARE * ping_s and not self._held_up:
+                self._handler.abort(Closing.LOST)
+                return
+            if silent_s >= ping_s:
+                try:
+                    await self._socket.ping()
+                except ConnectionError:
+                    return
+            await asyncio.sleep(max(ping_s - silent_s, (PONG_SHARE - 1) * ping_s))
+
 
 class _FrameWaiter:
     """Waits for the fsync of one frame."""
@@ -183,7 +211,6 @@ async def serve(request: web.BaseRequest, handler: Handler, producer: Producer) 
     listener, settings = handler.listener, handler.listener.settings
     response = web.WebSocketResponse(
         protocols=SUBPROTOCOLS,
-        heartbeat=settings.websocket_ping_s,
         max_msg_size=settings.websocket_message_bytes_max,
         timeout=2.0,
         compress=False,
@@ -194,7 +221,9 @@ async def serve(request: web.BaseRequest, handler: Handler, producer: Producer) 
     handler.turn_into(Protocol.WEBSOCKET, socket.gone)
     try:
         async with asyncio.TaskGroup() as tasks:
-            pump = tasks.create_task(socket.pump())
+            running = [
+                tasks.create_task(part) for part in (socket.pump(), socket.watch(settings.websocket_ping_s))
+            ]
             async for message in response:
                 if message.type not in {WSMsgType.TEXT, WSMsgType.BINARY}:
                     break
@@ -207,7 +236,8 @@ async def serve(request: web.BaseRequest, handler: Handler, producer: Producer) 
                     continue
                 if not await socket.may_go_on(pause_s):
                     break
-            pump.cancel()
+            for task in running:
+                task.cancel()
     finally:
         listener.websockets.discard(socket)
     return response

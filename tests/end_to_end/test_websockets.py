@@ -8,6 +8,7 @@ import contextlib
 import json
 import socket
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -215,13 +216,45 @@ def test_a_websocket_that_is_gone_is_noticed_while_it_is_not_read(tmp_path: Path
         node.kill_all()
 
 
-def test_a_client_that_is_over_its_limit_and_gone_is_not_waited_for(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    folder: Path = tmp_path_factory.mktemp("strict")
     plan = '[limits.default]\ndevice_messages_per_s = 1\nburst_s = 1\nover_limit = "pause"\n'
-    with gateway(tmp_path, extra=plan) as node:
-        with Peer(node.http, "/v1/stream", "headworks.v1.json") as peer:
-            frames = [{"id": n, "stream": "s", "data": telemetry(), "device": "t/d"} for n in range(200)]
-            peer.send(TEXT, json.dumps(frames).encode())  # 200 s of pause
-            assert peer.receive()
-            node.wait_until(lambda: node.status()["connections"] == 1, 5)
-        node.wait_until(lambda: node.status()["connections"] == 0, 5)
-        assert balance(node) == 0
+    with gateway(folder, extra=f"{plan}[http]\nwebsocket_ping_s = 1\n") as started:
+        yield started
+
+
+def frames(device: str, count: int) -> bytes:
+    """Return a message that is paid for with a pause of `count` seconds."""
+    many = [{"id": n, "stream": "s", "data": telemetry(), "device": device} for n in range(count)]
+    return json.dumps(many).encode()
+
+
+def test_a_client_that_is_over_its_limit_and_gone_is_not_waited_for(strict: Gateway) -> None:
+    with Peer(strict.http, "/v1/stream", "headworks.v1.json") as peer:
+        peer.send(TEXT, frames("t/gone", 200))
+        assert peer.receive()
+        strict.wait_until(lambda: strict.status()["connections"] == 1, 5)
+    strict.wait_until(lambda: strict.status()["connections"] == 0, 5)
+    assert balance(strict) == 0
+
+
+def test_a_client_that_is_not_read_for_its_limit_is_not_cut_off_for_its_silence(strict: Gateway) -> None:
+    """What it has sent fills the way, so that it could not answer a ping if it would."""
+    with Peer(strict.http, "/v1/stream", "headworks.v1.json") as peer:
+        peer.send(TEXT, frames("t/many", 100))
+        peer.send_until_refused(TEXT, frames("t/many", 5000), 100 << 20)
+        until_s = time.monotonic() + 3
+        while time.monotonic() < until_s:
+            with contextlib.suppress(TimeoutError):
+                assert peer.receive(), "closed"
+        assert strict.status()["connections"] == 1
+
+
+def test_a_client_that_answers_no_ping_is_cut_off(strict: Gateway) -> None:
+    lost = f'{CLOSED}reason="lost"}}'
+    before = strict.metric(lost)
+    with Peer(strict.http, "/v1/stream", "headworks.v1.json") as peer:
+        assert peer.receive() == b"\x89\x00", "a ping"
+        assert peer.receive() == b""
+    strict.wait_until(lambda: strict.metric(lost) == before + 1, 5)
