@@ -111,6 +111,9 @@ COUNTERS: Final = (
     ),
     Family("spool_commit_failures_total", "Commits that the disk refused; each is tried again."),
     Family("requests_unsettled_total", "HTTP requests answered before their fsync ended: stored, or not."),
+    Family(
+        "idempotency_keys_dropped_total", "Idempotency keys without room in memory: not recognised again."
+    ),
     Family("tls_reloads_total", "Reloads of certificates, by result.", "result", ("ok", "failed")),
     Family("jwks_fetches_total", "Reads of the keys for tokens, by result.", "result", ("ok", "failed")),
     Family("sessions_taken_over_total", "MQTT sessions taken over by a new connection."),

@@ -115,6 +115,11 @@ class Events:
         self._count("requests_unsettled_total")
         self._say("error", "request_unsettled")
 
+    def idempotency_full(self) -> None:
+        """Note a key that the node has no room to remember."""
+        self._count("idempotency_keys_dropped_total")
+        self._say("warning", "idempotency_directory_full", todo="raise memory.idempotency_keys_max")
+
     def taken_over(self) -> None:
         """Count a session that a new connection took over."""
         self._count("sessions_taken_over_total")

@@ -69,7 +69,8 @@ def digest_of(names: tuple[str, str, str], body: bytes) -> bytes:
 class Idempotency:
     """One worker's view of the node's keys.
 
-    `unsettled(worker, epoch)` says whether what a worker claimed in an epoch may still turn out to be stored.
+    `unsettled(worker, epoch)` says whether what a worker claimed in an epoch may still turn out to be stored;
+    `full()` hears that there was no room for a key, so that its request may be stored twice.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Idempotency:
         epoch: int,
         boot: str,
         unsettled: Callable[[int, int], bool],
+        full: Callable[[], None],
         keep_s: float,
     ) -> None:
         self._directory = directory
@@ -89,6 +91,7 @@ class Idempotency:
         self._epoch = epoch
         self._boot = boot
         self._unsettled = unsettled
+        self._full = full
         self._keep_s = keep_s
 
     def begin(
@@ -116,9 +119,11 @@ class Idempotency:
         value = _RECORD.pack(
             state, self._worker, self._epoch, digest, *where, self._boot.encode(), now_s + self._keep_s
         ).ljust(64, b"\0")
-        with contextlib.suppress(TableFullError):
-            # Beyond the limit a key is not remembered in memory; its row in the spool still is.
+        try:
             self._directory.put(record_key, value)
+        except TableFullError:
+            # Beyond the limit a key is not remembered in memory; its row in the spool still is.
+            self._full()
         return value
 
     def statement(

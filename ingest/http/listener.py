@@ -232,6 +232,7 @@ class HttpListener:
             epoch=epoch,
             boot=spool.boot,
             unsettled=unsettled,
+            full=events.idempotency_full,
             keep_s=settings.idempotency_s,
         )
         self._inflater = ThreadPoolExecutor(1, thread_name_prefix="inflate")

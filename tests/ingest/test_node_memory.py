@@ -210,7 +210,14 @@ def test_a_session_makes_room_once_it_is_over(
 def test_an_idempotency_key_makes_room_once_it_has_expired(make: Making) -> None:
     memory = make(1)
     keys = Idempotency(
-        memory.idempotency, node="n", worker=0, epoch=1, boot="b", unsettled=lambda *_: True, keep_s=60.0
+        memory.idempotency,
+        node="n",
+        worker=0,
+        epoch=1,
+        boot="b",
+        unsettled=lambda *_: True,
+        full=lambda: None,
+        keep_s=60.0,
     )
     now_s, digest = clock.unix_s(), bytes(8)
     keys.begin(IDENTITY, "first", digest, now_s - 61.0)

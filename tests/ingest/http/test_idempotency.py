@@ -24,7 +24,12 @@ def directory(capacity: int = 8) -> LocalTable:
 
 
 def keys_of(
-    table: LocalTable, *, worker: int = 0, epoch: int = 1, unsettled: Callable[[int, int], bool] | None = None
+    table: LocalTable,
+    *,
+    worker: int = 0,
+    epoch: int = 1,
+    unsettled: Callable[[int, int], bool] | None = None,
+    full: Callable[[], None] = lambda: None,
 ) -> Idempotency:
     return Idempotency(
         table,
@@ -33,6 +38,7 @@ def keys_of(
         epoch=epoch,
         boot=f"b.{worker}",
         unsettled=unsettled or (lambda *_: True),
+        full=full,
         keep_s=60.0,
     )
 
@@ -127,3 +133,12 @@ def test_a_claim_of_a_dead_worker_is_under_way_until_its_spool_was_read() -> Non
     dead.begin(identity(), "lost", DIGEST, NOW_S)
     unsettled = False
     assert sibling.begin(identity(), "lost", DIGEST, NOW_S)[0] is Known.NEW, "it never reached the spool"
+
+
+def test_a_key_without_room_is_told_of() -> None:
+    dropped: list[int] = []
+    keys = keys_of(directory(capacity=1), full=lambda: dropped.append(1))
+    keys.begin(identity(), "k", DIGEST, NOW_S)
+    assert not dropped
+    keys.begin(identity(), "too many", DIGEST, NOW_S)
+    assert dropped
