@@ -5,7 +5,11 @@ DURATION ?= 0
 DEVICES ?= 200
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test setup format lint types imports fuzz bench side-by-side crash docs check lock clean
+SOURCES := $(shell find ingest protocols routing -name '*.py')
+AS_COMPILED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/compiled HEADWORKS_COMPILED=1
+
+.PHONY: help run test test-compiled setup compiled format lint types imports fuzz bench side-by-side crash docs \
+    check lock clean
 
 help:            ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,13 +24,27 @@ setup: .setup-stamp  ## Install everything into .venv and node_modules
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	npm ci --silent --no-progress || echo "npm packages are missing: tests with mqtt.js and kinesis-local will be skipped"
-	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v mosquitto_pub >/dev/null; then \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq mosquitto mosquitto-clients >/dev/null; fi
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v mosquitto_pub && command -v cc; } >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+	        mosquitto mosquitto-clients gcc libc6-dev python3-dev >/dev/null; fi
 	@command -v mosquitto_pub >/dev/null || echo "mosquitto-clients is missing: its tests will be skipped"
 	touch $@
 
 test: setup      ## Run all tests
 	$(BIN)/python -m pytest
+
+compiled: setup build/compiled/.stamp  ## Build the package with its hot modules compiled, in build/compiled
+
+build/compiled/.stamp: setup.py pyproject.toml $(SOURCES)
+	@command -v cc >/dev/null || { echo "make compiled needs a C compiler: install gcc and python3-dev"; exit 1; }
+	rm -rf build
+	HEADWORKS_COMPILE=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	    --no-build-isolation --target build/compiled .
+	touch $@
+
+test-compiled: compiled  ## Run the tests of what is compiled on the compiled modules
+	$(AS_COMPILED) $(BIN)/pytest -o pythonpath="build/compiled ." tests/test_compiled.py tests/protocols tests/ingest \
+	    tests/routing tests/end_to_end/test_clients.py tests/end_to_end/test_crash.py
 
 format: setup    ## Format the code
 	$(BIN)/ruff format .
@@ -54,8 +72,8 @@ bench: setup     ## Run the micro-benchmarks and compare with the last saved run
 	    --benchmark-max-time=1 --benchmark-min-time=0.0001 \
 	    --benchmark-sort=name --benchmark-columns=min,median,mean,stddev --benchmark-time-unit=us
 
-side-by-side: setup  ## Compare with Mosquitto on one core, in turns
-	$(BIN)/python -m bench.side_by_side.run
+side-by-side: compiled  ## Compare with Mosquitto on one core, in turns (WITH=pure: also without compiled modules)
+	$(BIN)/python -m bench.side_by_side.run $(WITH)
 
 crash: setup     ## Twenty rounds of kill -9 against the ledger
 	$(BIN)/python -m pytest tests/end_to_end/test_crash.py
@@ -63,7 +81,7 @@ crash: setup     ## Twenty rounds of kill -9 against the ledger
 docs: setup      ## Check that the docs name every setting, metric and refusal
 	$(BIN)/python -m pytest -q tests/test_house_rules.py
 
-check: lint types imports test  ## What CI runs
+check: lint types imports test-compiled test  ## What CI runs
 
 lock: setup      ## Pin the dependencies anew
 	$(BIN)/python -m pip install --quiet uv

@@ -14,7 +14,7 @@ from typing import Any
 
 import uvloop
 
-from ingest import clock
+from ingest import clock, pipeline
 from ingest.admin import Admin
 from ingest.http import idempotency
 from ingest.logs import make_log
@@ -88,6 +88,11 @@ def _check_port(name: str, bind: str) -> None:
             raise StartError(f"{name}.bind {bind}: {error.strerror}") from error
 
 
+def is_compiled() -> bool:
+    """Return whether the hot modules are compiled (decision 0012)."""
+    return not str(pipeline.__file__).endswith(".py")
+
+
 def workers_of(settings: Settings) -> int:
     """Return how many workers to run: as set, else one a core."""
     return settings.node.workers or len(os.sched_getaffinity(0))
@@ -154,7 +159,8 @@ def serve(settings: Settings) -> int:
     gc.collect()
     gc.freeze()  # what is made before the fork stays shared
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    log.info("starting", node=settings.node.name, workers=workers, sink=settings.sink.kind)
+    kind = settings.sink.kind
+    log.info("starting", node=settings.node.name, workers=workers, sink=kind, compiled=is_compiled())
     supervisor = Supervisor(
         memory=memory,
         worker_main=worker_main,

@@ -9,6 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
+from ingest.app import is_compiled
 from ingest.commands import (
     deadletters,
     dev,
@@ -50,7 +51,8 @@ app.add_typer(deadletters.app, name="deadletters")
 
 def _version(show: bool) -> None:  # noqa: FBT001  # typer's callback
     if show:
-        typer.echo(importlib.metadata.version("headworks"))
+        how = "compiled" if is_compiled() else "pure Python"
+        typer.echo(f"{importlib.metadata.version('headworks')} ({how})")
         raise typer.Exit
 
 

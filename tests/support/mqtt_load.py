@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 
-from bench.side_by_side.generator import connect_packet
+from tests.support.mqtt_packets import connect
 
 
 class Publisher:
@@ -39,7 +39,7 @@ class Publisher:
     async def _session(self, port: int, over: asyncio.Event) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
-            writer.write(connect_packet(self.name.encode()))
+            writer.write(connect(client=self.name, keep_alive=0))
             await reader.readexactly(4)
             for seq in sorted(self.unacknowledged.values()):
                 writer.write(self._packet(seq, again=True))
@@ -67,9 +67,7 @@ class ExactlyOncePublisher(Publisher):
         self.released: set[int] = set()
 
     def _connect(self) -> bytes:
-        packet = bytearray(connect_packet(self.name.encode()))
-        packet[9] = 0  # clean session off
-        return bytes(packet)
+        return connect(client=self.name, keep_alive=0, flags=0)
 
     def _publish(self, seq: int, *, again: bool) -> bytes:
         packet = bytearray(self._packet(seq, again=again))
