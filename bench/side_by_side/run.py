@@ -3,8 +3,8 @@
     python -m bench.side_by_side.run [pure] [--rounds N] [--seconds S] [--json]
 
 Headworks decodes, limits and fsyncs before it acknowledges; Mosquitto acknowledges from memory. With `pure`
-Headworks is measured without compiled modules as well. CPU is that of the server process, in both spaces, over
-what it acknowledged: it tells more than the rate where something else uses the machine.
+Headworks is measured without compiled modules as well. CPU is that of the server process, in both spaces, for what
+it acknowledged: it tells more than the rate where something else uses the machine.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ EDGE_S: Final = 0.3
 """CPU is counted a little after the warm-up, and until a little before the end."""
 IDLE_CONNECTIONS: Final = 2000
 SETTLE_S: Final = 1.5
+WIDTH: Final = 140
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -184,9 +185,7 @@ def main() -> None:
 
 def show(rows: list[dict[str, Any]], idle: dict[str, float]) -> None:
     """Print the figures as a table."""
-    table = Table(
-        title="Telemetry of 105 bytes, QoS 1, one core for the server; x: of Mosquitto's rate, and CPU"
-    )
+    table = Table(title="Telemetry of 105 bytes, QoS 1, a core for the server; x: times Mosquitto's")
     for title in ("server", "connections", "in flight", "sink", "messages/s", "x", "delivered/s"):
         table.add_column(title, justify="left" if title in {"server", "sink"} else "right")
     for title in ("p50 ms", "p99 ms", "us user", "us kernel", "x CPU"):
@@ -207,9 +206,10 @@ def show(rows: list[dict[str, Any]], idle: dict[str, float]) -> None:
             f"{row['kernel_us']:.2f}",
             f"{row['cpu_ratio']:.2f}",
         )
-    Console().print(table)
+    console = Console(width=WIDTH)
+    console.print(table)
     each = ", ".join(f"{name} {size / 1024:.1f} KiB" for name, size in idle.items())
-    Console().print(f"Memory of an idle connection in the server: {each}.")
+    console.print(f"Memory of an idle connection in the server: {each}.")
 
 
 if __name__ == "__main__":
