@@ -3,8 +3,8 @@
     python -m bench.side_by_side.run [pure] [--rounds N] [--seconds S] [--json]
 
 Headworks decodes, limits and fsyncs before it acknowledges; Mosquitto acknowledges from memory. With `pure`
-Headworks is measured without compiled modules as well. CPU is that of the server process, in both spaces, for what
-it acknowledged: it tells more than the rate where something else uses the machine.
+Headworks is measured without compiled modules as well. CPU is that of the server process, in both spaces, for
+what it acknowledged: it tells more than the rate where something else uses the machine.
 """
 
 from __future__ import annotations
