@@ -34,8 +34,8 @@ from routing.tenancy.identity import Kind
 if TYPE_CHECKING:
     from ingest.http.listener import Handler
 
-PONG_SHARE: Final = 1.5
-"""A client that was silent for so many ping intervals has not answered the ping after the first."""
+PONG_SHARE: Final = 0.5
+"""So much of a ping interval a client has to answer."""
 
 
 class StreamSocket:
@@ -174,15 +174,18 @@ class StreamSocket:
         """
         while True:
             silent_s = clock.monotonic_s() - self._handler.heard_s
-            if silent_s >= PONG_SHARE * ping_s and not self._held_up:
+            if silent_s < ping_s:
+                await asyncio.sleep(ping_s - silent_s)
+                continue
+            asked_s = clock.monotonic_s()
+            try:
+                await self._socket.ping()
+            except ConnectionError:
+                return
+            await asyncio.sleep(PONG_SHARE * ping_s)
+            if self._handler.heard_s < asked_s and not self._held_up:
                 self._handler.abort(Closing.LOST)
                 return
-            if silent_s >= ping_s:
-                try:
-                    await self._socket.ping()
-                except ConnectionError:
-                    return
-            await asyncio.sleep(max(ping_s - silent_s, (PONG_SHARE - 1) * ping_s))
 
 
 class _FrameWaiter:
