@@ -33,3 +33,12 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     folder: Path = tmp_path_factory.mktemp("node")
     with gateway(folder, workers=2, extra=LIMITS) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """One worker that waits for nobody, takes large bodies, and limits no device."""
+    http = "[http]\nrequest_deadline_s = 0.5\nkeep_alive_s = 1.0\ninflated_bytes_max = 67108864\n"
+    folder: Path = tmp_path_factory.mktemp("hasty")
+    with gateway(folder, extra=LIMITS + http) as started:
+        yield started

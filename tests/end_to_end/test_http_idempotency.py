@@ -106,16 +106,17 @@ def test_a_claim_of_a_killed_worker_is_under_way_until_its_successor_is_ready(tm
         found(node, "s", 1)
 
 
-def test_a_request_that_the_disk_does_not_settle_in_time_is_told_so(tmp_path: Path) -> None:
-    with gateway(tmp_path, extra="[http]\nrequest_deadline_s = 0.3\n") as node:
-        url, stream = url_of(node, "d", "s"), new_stream()
-        with disk_that_hangs(node.data_dir / "worker-0" / "spool.db"):
-            status, problem = post(url, stream)
-            assert (status, problem["type"]) == (503, "urn:headworks:problem:unsettled")
-            status, problem = post(url, stream)
-            assert (status, problem["type"]) == (409, "urn:headworks:problem:idempotency-key-under-way")
-        found(node, "s", 1)  # it became durable after all
-        status, answer = post(url, stream)
-        assert (status, answer["accepted"]) == (202, 1)
-        found(node, "s", 1)
-        assert node.metric("headworks_requests_unsettled_total") == 1
+def test_a_request_that_the_disk_does_not_settle_in_time_is_told_so(hasty: Gateway) -> None:
+    stream = new_stream()
+    url = url_of(hasty, "d", stream)
+    unsettled = hasty.metric("headworks_requests_unsettled_total")
+    with disk_that_hangs(hasty.data_dir / "worker-0" / "spool.db"):
+        status, problem = post(url, stream)
+        assert (status, problem["type"]) == (503, "urn:headworks:problem:unsettled")
+        status, problem = post(url, stream)
+        assert (status, problem["type"]) == (409, "urn:headworks:problem:idempotency-key-under-way")
+    found(hasty, stream, 1)  # it became durable after all
+    status, answer = post(url, stream)
+    assert (status, answer["accepted"]) == (202, 1)
+    found(hasty, stream, 1)
+    assert hasty.metric("headworks_requests_unsettled_total") == unsettled + 1

@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_args, get_origin
 import msgspec
 import pytest
 
+from ingest.app import StartError, check
 from ingest.commands.settings import settings as print_settings
 from ingest.settings import RATE_MIN, Listener, Plan, Settings, SettingsError, Stream, load
 from tests.end_to_end.test_clients import client_tls
@@ -146,12 +147,9 @@ def test_the_defaults_that_are_printed_are_taken(tmp_path: Path, capsys: pytest.
 
 
 def test_a_port_that_is_none_is_refused_at_the_start(tmp_path: Path) -> None:
-    node = Gateway(tmp_path)
-    node.config.write_text(node.config.read_text().replace(f":{node.mqtt}", ":0"))
-    node.start(wait=False)
-    assert node.process is not None
-    assert node.process.wait(20) == 1
-    assert "listeners[0].bind 127.0.0.1:0: name a port" in node.log.read_text()
+    path = write(tmp_path, f'[node]\ndata_dir = "{tmp_path}"')
+    with pytest.raises(StartError, match=r"listeners\[0\].bind 127.0.0.1:0: name a port"):
+        check(load(path, ["listeners.0.bind=127.0.0.1:0"]))
 
 
 def everything_at(end: str, node: Gateway) -> str:
