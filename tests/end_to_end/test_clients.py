@@ -40,12 +40,12 @@ def found(node: Gateway, stream: str, count: int, deadline_s: float = 5.0) -> li
     until = time.monotonic() + deadline_s
     rows: list[tuple[str, str, str]] = []
     while time.monotonic() < until:
-        connection = sqlite3.connect(node.data_dir / "local.db")
-        with contextlib.suppress(sqlite3.OperationalError):  # nothing was delivered yet, so no table
-            rows = connection.execute(
-                "SELECT tenant, device, payload FROM telemetry WHERE stream = ? ORDER BY rowid", (stream,)
-            ).fetchall()
-        connection.close()
+        with contextlib.suppress(sqlite3.OperationalError):  # nothing was delivered yet, so no file or table
+            uri = f"file:{node.data_dir / 'local.db'}?mode=ro"  # so that the node makes the file, not we
+            with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+                rows = connection.execute(
+                    "SELECT tenant, device, payload FROM telemetry WHERE stream = ? ORDER BY rowid", (stream,)
+                ).fetchall()
         if len(rows) >= count:
             break
         time.sleep(0.05)
