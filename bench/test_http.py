@@ -33,7 +33,7 @@ class NoDisk:
 async def start(rig: Rig) -> asyncio.Task[int]:
     """Run the worker until it listens."""
     running = rig.loop.create_task(rig.worker.run())
-    while not rig.worker._acceptors:
+    while not rig.worker._doors._acceptors:
         assert not running.done()
         await asyncio.sleep(0)
     return running
@@ -58,7 +58,7 @@ def test_request(benchmark: Any, serving: Rig, *, durable: bool) -> None:
     head = f"POST {path} HTTP/1.1\r\nHost: gateway\r\nContent-Length: {len(payload)}\r\n"
     request = head.encode() + b"Content-Type: application/json\r\n\r\n" + payload
     loop = serving.loop
-    with socket.create_connection(serving.worker._acceptors[0]._sock.getsockname()) as client:
+    with socket.create_connection(serving.worker._doors._acceptors[0]._sock.getsockname()) as client:
         client.setblocking(False)
 
         async def exchange() -> bytes:

@@ -14,42 +14,39 @@ from typing import Any, Final
 import msgspec
 
 from ingest import clock
-from ingest.acceptor import Acceptor, listen
-from ingest.authentication import Authenticator, Door, Peer, Unauthenticated
-from ingest.counters import Closing, ConnectRefusal, HandshakeFailure
+from ingest.authentication import Authenticator, Unauthenticated
+from ingest.counters import Closing
 from ingest.delivery.shipper import Shipper
 from ingest.delivery.sink import Poison, Sink
 from ingest.delivery.sinks import make_sink
+from ingest.doors import Doors
 from ingest.events import Events
 from ingest.gate import Gate
 from ingest.http import idempotency
 from ingest.http.listener import HttpListener
 from ingest.limits import PipelineLimits, SpoolLimits
-from ingest.mqtt.connection import MqttConnection, MqttProtocol
+from ingest.membership import Membership
 from ingest.mqtt.hub import Hub, HubLimits
 from ingest.mqtt.sessions import READ_SESSIONS
-from ingest.mqtt.sockets import Sockets, SocketWire
+from ingest.mqtt.sockets import Sockets
 from ingest.node_memory import MESSAGE_BYTES_MAX, Gauge, NodeMemory, WorkerState
 from ingest.order import Order
 from ingest.pipeline import Pipeline
 from ingest.replay import Replayer
 from ingest.routes import StreamRule, StreamRules
-from ingest.settings import Jwt, Plan, Settings, SettingsError, split_bind
+from ingest.settings import Jwt, Settings, SettingsError
 from ingest.spool.reader import Reader
 from ingest.spool.spool import Spool, State
 from ingest.spool.store import Committed, SpoolError, Store
-from ingest.tls.certificate import CertificateNames
 from ingest.tls.material import TlsFiles, TlsMaterial
-from ingest.tls.store import TlsStore, failure_of
+from ingest.tls.store import TlsStore
 from protocols.mqtt.limits import SessionLimits
 from protocols.mqtt.reason import ReasonCode
 from routing.limits.allowance import Allowances, forget_worker
-from routing.limits.terms import Policy, Rates, Terms
-from routing.tenancy.identity import Credential, Identity, Kind
+from routing.tenancy.identity import Identity
 from routing.tenancy.jwt import JwksError, JwtVerifier
-from routing.tenancy.registry import DEFAULT_PLAN, Registry, Verdict
+from routing.tenancy.registry import Registry
 
-RECEIVE_BUFFER_BYTES: Final = 262_144
 TICK_S: Final = 1.0
 LETTERS_TICKS: Final = 10
 LAG_TICK_S: Final = 0.1
@@ -57,7 +54,6 @@ HELD_GROUPS_MAX: Final = 16
 """How many groups' worth of publishes may wait for room in the spool."""
 JWKS_REFETCH_S: Final = 5.0
 JWKS_DEADLINE_S: Final = 10.0
-NO_LIMITS: Final = Plan()
 
 
 class WorkerContext(msgspec.Struct, frozen=True):
@@ -91,13 +87,16 @@ class Worker:
         self._reader = Reader(path)
         self._inspector = Reader(path)  # the shipper's own is in use on another thread
         self._registry = Registry(data_dir / "registry.db")
+        self._membership = Membership(
+            settings, self._registry, is_revoked=self._is_revoked, events=self._events
+        )
         self._order = Order(memory.homes(index), memory.progress(), worker=index, spool=self._store.id)
         self._spool = self._make_spool()
         self._order.start(self._spool.last_committed, self._store.settled())
         self._allowances = Allowances(
             devices=memory.devices,
             tenants=memory.tenants,
-            terms=self._terms,
+            terms=self._membership.terms,
             worker=index,
             workers=memory.workers,
             idle_max=settings.memory.devices_max,
@@ -107,11 +106,10 @@ class Worker:
         self._tls = self._make_tls()
         self._jwt = _make_jwt(settings.jwt) if _uses_jwt(settings) else None
         self._authenticator = Authenticator(
-            certificate=self._certificate_identity,
+            certificate=self._membership.of_certificate,
             jwt=self._jwt.identity if self._jwt is not None else None,
-            api_key=self._key_identity,
+            api_key=self._membership.of_key,
         )
-        self._names = CertificateNames(settings.node.trust_domain)
         self._hub = self._make_hub()
         self._hub.load_sessions(self._store.rows(READ_SESSIONS))
         self._sockets = Sockets(self._loop)
@@ -122,7 +120,7 @@ class Worker:
             pipeline=self._pipeline,
             spool=self._spool,
             authenticator=self._authenticator,
-            admits=self._admits,
+            admits=self._membership.refusal_of,
             allowances=self._allowances,
             directory=memory.idempotency,
             unsettled=memory.unsettled,
@@ -149,7 +147,15 @@ class Worker:
             settings.sink, data_dir=data_dir, settled=self._shipper.settled, events=self._events
         )
         self._replayer = Replayer(self._inspector, self._pipeline, self._spool)
-        self._acceptors: list[Acceptor] = []
+        self._doors = Doors(
+            settings,
+            gate=self._gate,
+            hub=self._hub,
+            sockets=self._sockets,
+            http=self._http,
+            tls=self._tls,
+            events=self._events,
+        )
         self._drained = asyncio.Event()
 
     # Making the parts.
@@ -182,7 +188,7 @@ class Worker:
             order=self._order,
             streams=StreamRules(rules, default=StreamRule("", raw=False, payload_bytes_max=256 * 1024)),
             allowances=self._allowances,
-            admits=self._admits_device,
+            admits=self._membership.admits,
             tenant_index=self._memory.tenant_index,
             events=self._events,
             limits=PipelineLimits(
@@ -216,7 +222,7 @@ class Worker:
             spool=self._spool,
             pipeline=self._pipeline,
             authenticator=self._authenticator,
-            admits=self._admits,
+            admits=self._membership.refusal_of,
             allowances=self._allowances,
             directory=self._memory.sessions,
             post=self._memory.post,
@@ -243,41 +249,8 @@ class Worker:
             ),
         )
 
-    # Identities and limits.
-
-    def _certificate_identity(self, certificate: dict[str, Any]) -> Identity:
-        identity = self._names.identity(certificate)
-        if self._tls is not None and identity.fingerprint in self._tls.current.revoked:
-            # A resumed session does not check the chain again, so a ticket must not outlive it.
-            self._events.handshake_failed(HandshakeFailure.REVOKED, "a resumed session", identity.name)
-            raise Unauthenticated("the certificate is revoked")
-        if identity.expires_s is not None and identity.expires_s <= clock.unix_s():
-            self._events.handshake_failed(HandshakeFailure.EXPIRED, "a resumed session", identity.name)
-            raise Unauthenticated("the certificate has expired")
-        return identity
-
-    def _key_identity(self, presented: str) -> Identity:
-        identity = self._registry.identity_of_key(presented, clock.unix_s())
-        if identity is None:
-            raise Unauthenticated("the API key is not valid")
-        return identity
-
-    def _admits(self, identity: Identity) -> ConnectRefusal | None:
-        if identity.kind is Kind.ANYONE:
-            return None
-        return _REFUSALS[self._judge(identity.tenant, identity.name)]
-
-    def _judge(self, tenant: str, device: str) -> Verdict:
-        registered_only = self._settings.node.registration == "registered"
-        return self._registry.judge(tenant, device, registered_only=registered_only)
-
-    def _admits_device(self, tenant: str, device: str) -> bool:
-        return self._judge(tenant, device) is Verdict.ADMITTED
-
-    def _terms(self, tenant: str) -> Terms:
-        limits = self._settings.limits
-        plan = limits.get(self._registry.plan_of(tenant)) or limits.get(DEFAULT_PLAN) or NO_LIMITS
-        return terms_of(plan)
+    def _is_revoked(self, fingerprint: str) -> bool:
+        return self._tls is not None and fingerprint in self._tls.current.revoked
 
     # What the parts report.
 
@@ -326,7 +299,7 @@ class Worker:
         self._loop.add_reader(mailbox.fileno(), self._hear, mailbox)
         try:
             async with asyncio.TaskGroup() as tasks:
-                self._open_listeners(tasks)
+                self._doors.open(tasks)
                 running = [
                     tasks.create_task(part)
                     for part in (
@@ -342,7 +315,8 @@ class Worker:
                 self._gauges[Gauge.STATE] = WorkerState.READY
                 await self._drained.wait()
                 await self._drain()
-                for task in [*running, *self._accepting]:
+                self._doors.cancel()
+                for task in running:
                     task.cancel()
         finally:
             self._loop.remove_reader(mailbox.fileno())
@@ -350,44 +324,6 @@ class Worker:
         await self._spool.close()
         self._gauges[Gauge.STATE] = WorkerState.DRAINED
         return 0
-
-    def _open_listeners(self, tasks: asyncio.TaskGroup) -> None:
-        settings = self._settings
-        buffer = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
-        self._accepting: list[asyncio.Task[None]] = []
-        for listener in settings.listeners:
-            host, port = split_bind(listener.bind)
-            door = Door(listener.bind, frozenset(map(Credential, listener.auth)))
-            protocol: Callable[[], asyncio.BaseProtocol]
-            if listener.protocol == "mqtt":
-                protocol = _mqtt_factory(self._hub, door, buffer)
-            else:
-                protocol = self._http.protocol_factory(door)
-            tls = None
-            if listener.tls != "off":
-                assert self._tls is not None
-                tls = _context_of(self._tls, mutual=listener.tls == "mutual", protocol=listener.protocol)
-            plain = listener.protocol == "mqtt" and tls is None
-            acceptor = Acceptor(
-                listen(host, port, backlog=settings.accept.backlog),
-                protocol=protocol,
-                tls=tls,
-                sockets=_take_sockets(self._hub, door, self._sockets) if plain else None,
-                handshake_deadline_s=settings.tls.handshake_deadline_s,
-                handshakes_max=settings.tls.handshakes_max,
-                gate=self._gate,
-                connections=self._connections,
-                refused=lambda reason, peer: self._events.connect_refused(ConnectRefusal(reason), "", peer),
-                failed=self._handshake_failed,
-            )
-            self._acceptors.append(acceptor)
-            self._accepting.append(tasks.create_task(acceptor.run()))
-
-    def _connections(self) -> int:
-        return len(self._hub.connections) + self._http.connections()
-
-    def _handshake_failed(self, error: BaseException, peer: str) -> None:
-        self._events.handshake_failed(failure_of(error), str(error), peer)
 
     def _hear(self, mailbox: socket.socket) -> None:
         for _ in range(64):
@@ -442,18 +378,11 @@ class Worker:
         self._allowances.replan()
         self._hub.forget_routes()
         self._http.forget_routes()
-        self._close_unwanted(self._is_unwanted, "suspended")
-
-    def _is_unwanted(self, identity: Identity) -> bool:
-        if identity.credential is Credential.API_KEY and not self._registry.key_is_active(
-            identity.fingerprint
-        ):
-            return True
-        return self._admits(identity) is not None
+        self._close_unwanted(self._membership.is_unwanted, "suspended")
 
     def _gauge_spool(self) -> None:
         gauges, spool, state = self._gauges, self._spool, self._sink.state()
-        gauges[Gauge.CONNECTIONS] = self._connections()
+        gauges[Gauge.CONNECTIONS] = self._doors.connections()
         gauges[Gauge.SPOOL_BYTES] = spool.stored_bytes
         gauges[Gauge.SPOOL_GROUPS] = spool.stored_groups
         oldest_ms = spool.oldest_ms
@@ -474,8 +403,7 @@ class Worker:
         """Accept nobody, answer what is owed, say goodbye, and deliver while there is time."""
         self._gauges[Gauge.STATE] = WorkerState.DRAINING
         until_s = clock.monotonic_s() + self._settings.node.drain_deadline_s
-        for acceptor in self._acceptors:
-            acceptor.close()
+        self._doors.close()
         self._pipeline.draining = True
         self._hub.begin_drain()
         await self._http.begin_drain(deadline_s=min(5.0, self._settings.node.drain_deadline_s / 2))
@@ -485,33 +413,9 @@ class Worker:
         self._gauge_spool()
 
 
-_REFUSALS: Final = {
-    Verdict.ADMITTED: None,
-    Verdict.NOT_REGISTERED: ConnectRefusal.NOT_REGISTERED,
-    Verdict.SUSPENDED: ConnectRefusal.SUSPENDED,
-}
-
-
 async def _until(done: Callable[[], bool], until_s: float) -> None:
     while not done() and clock.monotonic_s() < until_s:  # noqa: ASYNC110  # at shutdown, over several parts
         await asyncio.sleep(0.02)
-
-
-def _mqtt_factory(hub: Hub, door: Door, buffer: memoryview) -> Callable[[], asyncio.BaseProtocol]:
-    return lambda: MqttProtocol(hub, door, buffer)
-
-
-def _take_sockets(hub: Hub, door: Door, sockets: Sockets) -> Callable[[socket.socket, str], None]:
-    def connection(wire: SocketWire, name: str) -> MqttConnection:
-        made = MqttConnection(hub, wire, door, Peer(name, None))
-        hub.made(made)
-        return made
-
-    return lambda peer, name: sockets.add(peer, connection, name)
-
-
-def _context_of(store: TlsStore, *, mutual: bool, protocol: str) -> Callable[[], Any]:
-    return lambda: store.context(mutual=mutual, protocol=protocol)
 
 
 def _make_jwt(section: Jwt) -> JwtVerifier:
@@ -533,23 +437,4 @@ def tls_files(settings: Settings) -> TlsFiles:
         key=Path(tls.key),
         client_ca=Path(tls.client_ca) if tls.client_ca else None,
         crl=Path(tls.crl) if tls.crl else None,
-    )
-
-
-def terms_of(plan: Plan) -> Terms:
-    """Return what a plan of the settings means to the limits."""
-    return Terms(
-        tenant=Rates(
-            messages_per_s=plan.messages_per_s,
-            bytes_per_s=plan.bytes_per_s,
-            burst_s=plan.burst_s,
-            connections_max=plan.connections_max,
-        ),
-        device=Rates(
-            messages_per_s=plan.device_messages_per_s,
-            bytes_per_s=plan.device_bytes_per_s,
-            burst_s=plan.burst_s,
-            connections_max=plan.device_connections_max,
-        ),
-        policy=Policy(plan.over_limit),
     )

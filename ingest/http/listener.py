@@ -387,7 +387,9 @@ class HttpListener:
         if refusal is None and handler.counted is None and identity.kind is not Kind.ANYONE:
             over = self._allowances.open_connection(identity.tenant, identity.name)
             if over is not Over.NOBODY:
-                self.events.connect_refused(ConnectRefusal.DEVICE_CONNECTIONS, over.name, peer.address)
+                device = over is Over.DEVICE
+                cap = ConnectRefusal.DEVICE_CONNECTIONS if device else ConnectRefusal.TENANT_CONNECTIONS
+                self.events.connect_refused(cap, over.name, peer.address)
                 return problem(
                     429, "too-many-connections", f"the {over.name.lower()} has too many connections"
                 )

@@ -1,0 +1,109 @@
+"""The doors of a worker: each `[[listeners]]` entry, open with the protocol and the TLS that it asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Final
+
+from ingest.acceptor import Acceptor, listen
+from ingest.authentication import Door, Peer
+from ingest.counters import ConnectRefusal
+from ingest.events import Events
+from ingest.gate import Gate
+from ingest.http.listener import HttpListener
+from ingest.mqtt.connection import MqttConnection, MqttProtocol
+from ingest.mqtt.hub import Hub
+from ingest.mqtt.sockets import Sockets, SocketWire
+from ingest.settings import Listener, Settings, split_bind
+from ingest.tls.store import TlsStore, failure_of
+from routing.tenancy.identity import Credential
+
+RECEIVE_BUFFER_BYTES: Final = 262_144
+
+
+class Doors:
+    """Opens the listeners of a worker, and closes them. `tls` is there if a listener asks for it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        gate: Gate,
+        hub: Hub,
+        sockets: Sockets,
+        http: HttpListener,
+        tls: TlsStore | None,
+        events: Events,
+    ) -> None:
+        self._settings = settings
+        self._gate = gate
+        self._hub = hub
+        self._sockets = sockets
+        self._http = http
+        self._tls = tls
+        self._events = events
+        self._buffer = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
+        self._acceptors: list[Acceptor] = []
+        self._accepting: list[asyncio.Task[None]] = []
+
+    def open(self, tasks: asyncio.TaskGroup) -> None:
+        """Listen; what accepts belongs to `tasks`."""
+        for listener in self._settings.listeners:
+            acceptor = self._acceptor(listener)
+            self._acceptors.append(acceptor)
+            self._accepting.append(tasks.create_task(acceptor.run()))
+
+    def close(self) -> None:
+        """Accept nobody any more; connections that are open stay."""
+        for acceptor in self._acceptors:
+            acceptor.close()
+
+    def cancel(self) -> None:
+        """End what accepts."""
+        for task in self._accepting:
+            task.cancel()
+
+    def connections(self) -> int:
+        """Return how many connections are open."""
+        return len(self._hub.connections) + self._http.connections()
+
+    def _acceptor(self, listener: Listener) -> Acceptor:
+        settings = self._settings
+        host, port = split_bind(listener.bind)
+        door = Door(listener.bind, frozenset(map(Credential, listener.auth)))
+        mqtt, tls = listener.protocol == "mqtt", listener.tls != "off"
+        return Acceptor(
+            listen(host, port, backlog=settings.accept.backlog),
+            protocol=self._mqtt(door) if mqtt else self._http.protocol_factory(door),
+            tls=self._context(listener) if tls else None,
+            sockets=self._plain(door) if mqtt and not tls else None,
+            handshake_deadline_s=settings.tls.handshake_deadline_s,
+            handshakes_max=settings.tls.handshakes_max,
+            gate=self._gate,
+            connections=self.connections,
+            refused=lambda reason, peer: self._events.connect_refused(ConnectRefusal(reason), "", peer),
+            failed=self._handshake_failed,
+        )
+
+    def _mqtt(self, door: Door) -> Callable[[], asyncio.BaseProtocol]:
+        return lambda: MqttProtocol(self._hub, door, self._buffer)
+
+    def _plain(self, door: Door) -> Callable[[socket.socket, str], None]:
+        def connection(wire: SocketWire, name: str) -> MqttConnection:
+            made = MqttConnection(self._hub, wire, door, Peer(name, None))
+            self._hub.made(made)
+            return made
+
+        return lambda peer, name: self._sockets.add(peer, connection, name)
+
+    def _context(self, listener: Listener) -> Callable[[], ssl.SSLContext]:
+        store = self._tls
+        assert store is not None
+        mutual, protocol = listener.tls == "mutual", listener.protocol
+        return lambda: store.context(mutual=mutual, protocol=protocol)
+
+    def _handshake_failed(self, error: BaseException, peer: str) -> None:
+        self._events.handshake_failed(failure_of(error), str(error), peer)
