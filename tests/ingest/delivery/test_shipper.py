@@ -10,6 +10,7 @@ from pathlib import Path
 from ingest.delivery.shipper import Shipper
 from ingest.delivery.sink import Poison, SinkState
 from ingest.limits import SpoolLimits
+from ingest.order import After, Homes, Order, Progress
 from ingest.records import Encoding, Group, Run
 from ingest.spool.inspect import ledger
 from ingest.spool.reader import Reader
@@ -79,6 +80,59 @@ async def test_of_a_group_that_the_sink_has_only_counts_are_kept(tmp_path: Path)
             await asyncio.sleep(0.001)
     entry = ledger(tmp_path)["a"]
     assert (entry.accepted, entry.delivered, entry.dead_lettered) == (5, 4, 1)
+    shipping.cancel()
+    reader.close()
+    await spool.close()
+
+
+async def test_workers_do_not_wait_for_the_numbers_that_a_restart_leaps_over(tmp_path: Path) -> None:
+    """What an earlier start left is delivered; the next group is of this start, and waits for a sibling."""
+    progress = Progress(memoryview(bytearray(Progress.size(2))).cast("q"))
+    path = tmp_path / "worker-0" / "spool.db"
+
+    def made() -> tuple[Spool, Order]:
+        store = Store(path)
+        words = memoryview(bytearray(Homes.size(1, 1))).cast("I")
+        homes = Homes(words, lock_fd=-1, lock_start=0, worker=0, epoch=1)
+        order = Order(homes, progress, worker=0, spool=store.id)
+        spool = Spool(
+            store,
+            node="n",
+            limits=LIMITS,
+            durable=order.committed,
+            committed=lambda _: None,
+            failed=lambda _: None,
+        )
+        order.start(spool.last_committed, store.settled())
+        return spool, order
+
+    spool, _ = made()
+    spool.append(Run("a", "d", "s", Encoding.RAW, 1, 1, [b"left"]), 4)
+    await spool.close()
+    spool, order = made()
+    sibling = Order(order.homes, progress, worker=1, spool=7)
+    sibling.start(5, 4)
+    left_to_do = progress.unsettled(0)
+    assert left_to_do is not None
+    sink, reader = Forgetful(), Reader(path)
+    shipper = Shipper(
+        spool, reader, order=order, after=0, delivered=lambda _tenants, _poison: None, events=silent_events()
+    )
+    spool.current.come_after([After(1, 7, 5)])
+    spool.append(Run("a", "d", "s", Encoding.RAW, 1, 1, [b"new"]), 3)
+    async with asyncio.timeout(5):
+        while not spool.grew.is_set():
+            await asyncio.sleep(0.001)
+        shipping = asyncio.ensure_future(shipper.run(sink))
+        while not sink.numbers:
+            await asyncio.sleep(0.001)
+        shipper.settled(sink.numbers[0], ())
+        while sibling.waits_for([left_to_do]):
+            await asyncio.sleep(0.001)
+        assert len(sink.numbers) == 1, "its own turn has not come"
+        sibling.settled(5)
+        while len(sink.numbers) < 2:
+            await asyncio.sleep(0.001)
     shipping.cancel()
     reader.close()
     await spool.close()
