@@ -4,7 +4,7 @@ Exactly once: the id is the primary key and a second record of the same id is ig
 node write to the one file; a transaction takes all groups that wait.
 
 Limits: the file holds `bytes_max`, and beyond it what one transaction writes. The oldest records make room
-for new ones, as they do in a stream (decision 0012).
+for new ones, as they do in a stream (decision 0013).
 """
 
 from __future__ import annotations
