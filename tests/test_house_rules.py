@@ -65,3 +65,8 @@ def test_a_decision_has_its_four_parts(page: Path) -> None:
     assert re.match(rf"# {page.name[:4]}: ", text)
     for part in ("Context", "Decision", "Consequences", "What would change our mind"):
         assert f"**{part}.**" in text
+
+
+def test_a_decision_has_a_number_of_its_own() -> None:
+    numbers = [path.name[:4] for path in sorted((ROOT / "docs/decisions").glob("*.md"))]
+    assert numbers == [f"{number:04}" for number in range(1, len(numbers) + 1)]
