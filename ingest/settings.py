@@ -157,6 +157,7 @@ class Sink(_Section, frozen=True):
     pending_bytes_max: Positive = 32 * MIB
     call_deadline_s: Deadline = 10.0
     concurrency_max: Annotated[int, msgspec.Meta(ge=1, le=256)] = 8
+    linger_s: Annotated[float, msgspec.Meta(ge=0, le=5)] = 0.02
     shard_bytes_per_s: Positive = 1_000_000
     shard_records_per_s: Positive = 1000
 

@@ -46,6 +46,7 @@ def make_sink(settings: SinkSettings, *, data_dir: Path, settled: Settled, event
                     call_deadline_s=settings.call_deadline_s,
                     shard_bytes_per_s=settings.shard_bytes_per_s,
                     shard_records_per_s=settings.shard_records_per_s,
+                    linger_s=settings.linger_s,
                 ),
                 random=random.Random().random,  # noqa: S311  # jitter, not cryptography
             )

@@ -62,6 +62,7 @@ class Lane:
     ) -> None:
         self.shard_id = shard_id
         self.waiting: deque[Part] = deque()
+        self._waiting_bytes = 0
         self.in_flight: list[Part] = []
         self.breaker = Breaker(failures_max=5, open_s=0.5, open_s_max=10.0)
         self.taken_s = now_s
@@ -77,6 +78,21 @@ class Lane:
     def suspect(self) -> bool:
         """Return whether the next record must go in a call of its own."""
         return self._suspects > 0
+
+    def append(self, part: Part) -> None:
+        """Add what goes to this shard."""
+        self.waiting.append(part)
+        self._waiting_bytes += part.bytes
+
+    def clear(self) -> None:
+        """Forget what waits: it is routed anew."""
+        self.waiting.clear()
+        self._waiting_bytes = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Return whether what waits fills a record."""
+        return self._waiting_bytes >= self._record_bytes_max
 
     def due_s(self, now_s: float) -> float | None:
         """Return how long until the next record may go; None while one is on its way or nothing waits."""
@@ -112,6 +128,7 @@ class Lane:
                 taken.append(first)
                 waiting[0] = rest
             break
+        self._waiting_bytes -= sum(part.bytes for part in taken)
         data = aggregate([(part.key, part.envelopes) for part in taken])
         pause_s = max(self._bytes.take(len(data), now_s), self._records.take(1, now_s))
         self._not_before_s = now_s + pause_s
@@ -167,4 +184,5 @@ class Lane:
 
     def _put_back(self) -> None:
         self.waiting.extendleft(reversed(self.in_flight))
+        self._waiting_bytes += sum(part.bytes for part in self.in_flight)
         self.in_flight = []

@@ -70,7 +70,11 @@ class SinkEvents(Protocol):
 
 
 class KinesisLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds of the sink, and what a shard takes (1 MB/s and 1,000 records/s at AWS)."""
+    """Bounds of the sink, and what a shard takes (1 MB/s and 1,000 records/s at AWS).
+
+    A call follows another only after `linger_s`, unless a shard has a full record: records are larger so, and
+    what comes alone still goes at once.
+    """
 
     pending_bytes_max: int
     record_bytes_max: int
@@ -78,6 +82,7 @@ class KinesisLimits(msgspec.Struct, frozen=True, kw_only=True):
     call_deadline_s: float
     shard_bytes_per_s: int
     shard_records_per_s: int
+    linger_s: float
 
 
 class _Pending:
@@ -119,6 +124,7 @@ class KinesisSink:
         self._pending_bytes = 0
         self._concurrency = AdaptiveConcurrency(limit_max=limits.concurrency_max)
         self._breaker = Breaker(failures_max=3, open_s=0.5, open_s_max=10.0)
+        self._called_s = float("-inf")
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
 
@@ -175,7 +181,7 @@ class KinesisSink:
         if self._map is None or self._stale:
             self._unrouted.append(part)
         else:
-            self._lanes[self._map.shard_of(part.key)].waiting.append(part)
+            self._lanes[self._map.shard_of(part.key)].append(part)
 
     def _let_go(self, part: Part) -> None:
         """Make room: `part` is in the stream, or given up."""
@@ -220,12 +226,16 @@ class KinesisSink:
             ready, wait_s = self._ready(now_s)
             if not ready:
                 return wait_s
+            linger_s = self._called_s + self._limits.linger_s - now_s
+            if linger_s > 0.0 and not any(lane.is_full for lane in ready):
+                return linger_s if wait_s is None else min(linger_s, wait_s)
             if not self._breaker.allows(now_s):
                 return max(0.01, self._breaker.due_s(now_s)) if self._breaker.state is OPEN else None
             batch = self._fill(ready, now_s)
             if not batch:
                 return 0.05
             self._concurrency.started()
+            self._called_s = now_s
             calls.create_task(self._call(batch))
         return None
 
@@ -350,7 +360,7 @@ class KinesisSink:
             for shard in new.open
         }
         for lane in self._lanes.values():
-            lane.waiting.clear()
+            lane.clear()
         waiting += self._unrouted + again
         self._unrouted = []
         for part in sorted(waiting, key=lambda part: (part.group, part.first_index)):

@@ -29,6 +29,7 @@ LIMITS = KinesisLimits(
     call_deadline_s=0.5,
     shard_bytes_per_s=10_000_000,
     shard_records_per_s=10_000,
+    linger_s=0.0,
 )
 
 
@@ -235,6 +236,36 @@ async def test_a_shard_that_refuses_everything_leaves_the_others_their_room() ->
         kinesis.refusing.clear()
         await run.until(lambda: len(run.settled) == len(groups))
     ledger.check(sent, sent, kinesis.arrived())
+
+
+async def test_what_comes_alone_goes_at_once_and_what_comes_together_goes_together() -> None:
+    groups, _ = load(groups=40, devices=10)
+    lingering = msgspec.structs.replace(LIMITS, linger_s=0.4, record_bytes_max=100_000)
+    async with (
+        FaultKinesis(shards=4, faults=Faults()) as kinesis,
+        running(kinesis, lingering) as run,
+        asyncio.timeout(20),
+    ):
+        await run.sink.put(groups[0])
+        await run.until(lambda: 1 in run.settled, 0.3)
+        for group in groups[1:]:
+            await run.sink.put(group)
+        await run.until(lambda: len(run.settled) == len(groups))
+        assert kinesis.counts["PutRecords"] == 2
+
+
+async def test_a_record_that_is_full_does_not_linger() -> None:
+    groups, _ = load(groups=60, devices=10)
+    lingering = msgspec.structs.replace(LIMITS, linger_s=5.0)
+    async with (
+        FaultKinesis(shards=1, faults=Faults()) as kinesis,
+        running(kinesis, lingering) as run,
+        asyncio.timeout(4),
+    ):
+        for group in groups:
+            await run.sink.put(group)
+        await run.until(lambda: run.sink.state().pending_bytes < 2 * LIMITS.record_bytes_max)
+        assert kinesis.counts["PutRecords"] > 5
 
 
 async def test_the_window_is_never_exceeded_by_more_than_a_group() -> None:
