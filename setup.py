@@ -12,6 +12,9 @@ from setuptools import Extension, setup
 
 HOT = [
     "ingest/clock.py",
+    "ingest/delivery/kinesis/aggregation.py",
+    "ingest/delivery/kinesis/lane.py",
+    "ingest/delivery/kinesis/sink.py",
     "ingest/mqtt/connection.py",
     "ingest/mqtt/sockets.py",
     "ingest/pipeline.py",

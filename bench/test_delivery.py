@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -14,6 +15,9 @@ from bench import corpus
 from ingest.delivery.envelope import envelopes
 from ingest.delivery.kinesis.aggregation import aggregate
 from ingest.delivery.kinesis.service import Entry, KinesisService, Result
+from ingest.delivery.kinesis.shard_map import Shard
+from ingest.delivery.kinesis.sink import KinesisSink
+from ingest.limits import KinesisLimits
 from ingest.records import Encoding, Group
 
 RECORDS = 100
@@ -50,6 +54,68 @@ def test_envelopes_of_what_must_be_taken_apart(benchmark: Any, group: Group) -> 
 @GROUPS
 def test_aggregate(benchmark: Any, group: Group) -> None:
     assert len(benchmark(aggregate, parts_of(group))) > 200 * RECORDS
+
+
+class EveryShard:
+    """A Kinesis of one shard that takes everything."""
+
+    async def open(self) -> None:
+        return
+
+    async def close(self) -> None:
+        return
+
+    async def list_shards(self) -> list[Shard]:
+        return [Shard(SHARD, 0, (1 << 128) - 1, closed=False)]
+
+    async def put_records(self, entries: Sequence[Entry]) -> list[Result]:
+        return [Result(SHARD, None) for _ in entries]
+
+
+class Unheard:
+    """Events that nobody reads."""
+
+    def sink_called(self, result: str, refused: int = 0) -> None:
+        del result, refused
+
+    def sink_trouble(self, event: str, detail: str) -> None:
+        del event, detail
+
+
+@GROUPS
+def test_put(benchmark: Any, group: Group) -> None:
+    """Through the sink: routed, aggregated, put and settled, without the call itself."""
+    loop = uvloop.new_event_loop()
+    settled = asyncio.Event()
+    sink = KinesisSink(
+        EveryShard(),
+        settled=lambda _number, _poison: settled.set(),
+        events=Unheard(),
+        limits=KinesisLimits(
+            pending_bytes_max=1 << 30,
+            record_bytes_max=256 * 1024,
+            concurrency_max=8,
+            call_deadline_s=5.0,
+            shard_bytes_per_s=1 << 40,
+            shard_records_per_s=1 << 40,
+            linger_s=0.0,
+            map_age_max_s=60.0,
+            old_map_retry_s=10.0,
+            map_retry_s=1.0,
+        ),
+        random=lambda: 0.5,
+    )
+
+    async def put() -> None:
+        settled.clear()
+        await sink.put(group)
+        await settled.wait()
+
+    running = loop.create_task(sink.run())
+    benchmark(lambda: loop.run_until_complete(put()))
+    running.cancel()
+    loop.run_until_complete(asyncio.gather(running, return_exceptions=True))
+    loop.close()
 
 
 class Answered:

@@ -1,4 +1,4 @@
-"""The bounds that the composition root gives to the pipeline and to the spool."""
+"""The bounds that the composition root gives to the pipeline, the spool and the sink."""
 
 from __future__ import annotations
 
@@ -30,3 +30,23 @@ class SpoolLimits(msgspec.Struct, frozen=True, kw_only=True):
     group_bytes_max: int
     fresh_bytes_max: int
     settle_s: float
+
+
+class KinesisLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds of the sink, and what a shard takes (1 MB/s and 1,000 records/s at AWS).
+
+    A call follows another only after `linger_s`, unless a shard has a full record: records are larger so, and
+    what comes alone still goes at once. A shard map is read again when it is `map_age_max_s` old, and if that
+    fails after `old_map_retry_s`; after `map_retry_s` if nothing can be delivered without.
+    """
+
+    pending_bytes_max: int
+    record_bytes_max: int
+    concurrency_max: int
+    call_deadline_s: float
+    shard_bytes_per_s: int
+    shard_records_per_s: int
+    linger_s: float
+    map_age_max_s: float
+    old_map_retry_s: float
+    map_retry_s: float

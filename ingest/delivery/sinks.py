@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Final
 
 from ingest.delivery.kinesis.service import KinesisService
-from ingest.delivery.kinesis.sink import KinesisLimits, KinesisSink
+from ingest.delivery.kinesis.sink import KinesisSink
 from ingest.delivery.local import LocalSink
 from ingest.delivery.null import NullSink
 from ingest.delivery.sink import Settled, Sink
 from ingest.events import Events
+from ingest.limits import KinesisLimits
 from ingest.settings import Sink as SinkSettings
+
+MAP_AGE_MAX_S: Final = 60.0
+OLD_MAP_RETRY_S: Final = 10.0
+MAP_RETRY_S: Final = 1.0
 
 
 def make_sink(settings: SinkSettings, *, data_dir: Path, settled: Settled, events: Events) -> Sink:
@@ -47,6 +53,9 @@ def make_sink(settings: SinkSettings, *, data_dir: Path, settled: Settled, event
                     shard_bytes_per_s=settings.shard_bytes_per_s,
                     shard_records_per_s=settings.shard_records_per_s,
                     linger_s=settings.linger_s,
+                    map_age_max_s=MAP_AGE_MAX_S,
+                    old_map_retry_s=OLD_MAP_RETRY_S,
+                    map_retry_s=MAP_RETRY_S,
                 ),
                 random=random.Random().random,  # noqa: S311  # jitter, not cryptography
             )

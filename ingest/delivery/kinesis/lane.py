@@ -13,9 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-import msgspec
-
 from ingest.delivery.kinesis.aggregation import RECORD_OVERHEAD, aggregate
+from ingest.delivery.kinesis.parts import Part
 from routing.limits.bucket import TokenBucket
 from routing.resilience.backoff import full_jitter_s
 from routing.resilience.breaker import Breaker
@@ -23,35 +22,6 @@ from routing.resilience.breaker import Breaker
 BACK_OFF_BASE_S = 0.05
 BACK_OFF_CAP_S = 5.0
 ANY_NUMBER: Final = 1 << 62
-
-
-class Origin(msgspec.Struct, frozen=True):
-    """Where the records of a part come from, for the dead letter that one of them may become."""
-
-    tenant: str
-    device: str
-    stream: str
-    received_at_ms: int
-
-
-class Part(msgspec.Struct, frozen=True):
-    """Envelopes of one run: consecutive records of one device, of group `group`."""
-
-    group: int
-    first_index: int
-    key: str
-    envelopes: list[bytes]
-    bytes: int
-    origin: Origin
-
-    def split(self, count: int) -> tuple[Part, Part]:
-        """Return the first `count` envelopes and the rest."""
-        first, rest = self.envelopes[:count], self.envelopes[count:]
-        size = sum(map(len, first))
-        return (
-            Part(self.group, self.first_index, self.key, first, size, self.origin),
-            Part(self.group, self.first_index + count, self.key, rest, self.bytes - size, self.origin),
-        )
 
 
 class Lane:

@@ -16,18 +16,19 @@ A map that is merely old is read again beside the deliveries, which stop only fo
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
-
-import msgspec
 
 from ingest import clock
 from ingest.delivery.envelope import envelopes
 from ingest.delivery.kinesis.aggregation import RECORD_OVERHEAD
-from ingest.delivery.kinesis.lane import Lane, Origin, Part
+from ingest.delivery.kinesis.lane import Lane
+from ingest.delivery.kinesis.parts import Origin, Part
 from ingest.delivery.kinesis.service import THROTTLES, Entry, Result, ServiceError
 from ingest.delivery.kinesis.shard_map import Shard, ShardMap, partition_key
 from ingest.delivery.sink import Poison, Settled, SinkState
+from ingest.limits import KinesisLimits
 from ingest.records import Group
 from routing.resilience.breaker import Breaker, State
 from routing.resilience.concurrency import AdaptiveConcurrency
@@ -36,11 +37,9 @@ CALL_RECORDS_MAX: Final = 500
 CALL_BYTES_MAX: Final = 5 << 20
 RECORD_LIMIT: Final = 1 << 20
 """The service's limit on a record with its partition key; what is larger is poison."""
-MAP_AGE_MAX_S: Final = 60.0
-MAP_RETRY_S: Final = 1.0
-"""For a map without which nothing can be delivered."""
-OLD_MAP_RETRY_S: Final = 10.0
 OPEN: Final = State.OPEN
+SURELY_SOUND_BYTES: Final = RECORD_LIMIT // 2
+"""Parts of up to this size are under the limit whatever their key."""
 
 
 class Service(Protocol):
@@ -67,22 +66,6 @@ class SinkEvents(Protocol):
 
     def sink_trouble(self, event: str, detail: str) -> None:
         """Say what is wrong."""
-
-
-class KinesisLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds of the sink, and what a shard takes (1 MB/s and 1,000 records/s at AWS).
-
-    A call follows another only after `linger_s`, unless a shard has a full record: records are larger so, and
-    what comes alone still goes at once.
-    """
-
-    pending_bytes_max: int
-    record_bytes_max: int
-    concurrency_max: int
-    call_deadline_s: float
-    shard_bytes_per_s: int
-    shard_records_per_s: int
-    linger_s: float
 
 
 class _Pending:
@@ -129,18 +112,26 @@ class KinesisSink:
         self._room = asyncio.Event()
 
     async def put(self, group: Group) -> None:
-        """Take a group; wait while too much is pending."""
+        """Take a group; wait while too much is pending.
+
+        Hot: guarded by bench/test_delivery.py::test_put.
+        """
         while self._pending_bytes >= self._limits.pending_bytes_max:
             self._room.clear()
             await self._room.wait()
         pending = _Pending(sum(run.count for run in group.runs))
         self._pending[group.number] = pending
+        number = group.number
         for run, first, made in envelopes(group):
             key = partition_key(run.tenant, run.device)
+            size = len(made[0]) if len(made) == 1 else sum(map(len, made))
             origin = Origin(run.tenant, run.device, run.stream, run.received_at_ms)
-            for sound in self._without_poison(
-                Part(group.number, first, key, made, sum(map(len, made)), origin)
-            ):
+            part = Part(number, first, key, made, size, origin)
+            if size <= SURELY_SOUND_BYTES:
+                self._pending_bytes += size
+                self._route(part)
+                continue
+            for sound in self._without_poison(part):
                 self._pending_bytes += sound.bytes
                 self._route(sound)
         self._settle_if_done(group.number, pending)
@@ -218,7 +209,7 @@ class KinesisSink:
             if self._concurrency.under_way:
                 return None  # lanes change only when nothing is in flight, which keeps the order
             if not await self._read_map():
-                return MAP_RETRY_S
+                return self._limits.map_retry_s
         elif now_s >= self._map_due_s and not self._checking_map:
             self._checking_map = True
             calls.create_task(self._check_map(self._map))
@@ -307,11 +298,16 @@ class KinesisSink:
             self._misplaced.append((shard_id, part))
 
     def _done(self, parts: list[Part]) -> None:
-        for part in parts:
-            self._let_go(part)
-            pending = self._pending[part.group]
-            pending.left -= len(part.envelopes)
-            self._settle_if_done(part.group, pending)
+        """Book what is in the stream, group by group."""
+        if not parts:
+            return
+        for number, of_group in itertools.groupby(parts, lambda part: part.group):
+            pending = self._pending[number]
+            for part in of_group:
+                self._pending_bytes -= part.bytes
+                pending.left -= len(part.envelopes)
+            self._settle_if_done(number, pending)
+        self._room.set()
 
     def _call_failed(self, batch: list[tuple[Lane, Entry]], error: ServiceError) -> None:
         """Put every record back: nothing is known of any of them."""
@@ -349,7 +345,7 @@ class KinesisSink:
             return False
         now_s = clock.monotonic_s()
         self._map_failed = False
-        self._map_due_s = now_s + MAP_AGE_MAX_S
+        self._map_due_s = now_s + self._limits.map_age_max_s
         waiting = [part for lane in self._lanes.values() for part in lane.waiting]
         again = [part for shard_id, part in self._misplaced if not new.holds(shard_id, part.key)]
         self._done([part for shard_id, part in self._misplaced if new.holds(shard_id, part.key)])
@@ -369,13 +365,13 @@ class KinesisSink:
 
     async def _check_map(self, current: ShardMap) -> None:
         """Find out whether an old map is still right; until that is known, it is what there is."""
-        due_s = OLD_MAP_RETRY_S
+        due_s = self._limits.old_map_retry_s
         try:
             shards = await self._service.list_shards()
         except ServiceError as error:
             self._events.sink_trouble("shard_map_is_old", str(error))
         else:
-            due_s = MAP_AGE_MAX_S
+            due_s = self._limits.map_age_max_s
             if ShardMap(shards).open != current.open:
                 self._stale = True  # read once more, when nothing is in flight
         self._map_due_s = clock.monotonic_s() + due_s

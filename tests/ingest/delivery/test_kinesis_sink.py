@@ -13,11 +13,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from ingest.delivery.kinesis import sink as kinesis_sink
 from ingest.delivery.kinesis.service import KinesisService
 from ingest.delivery.kinesis.shard_map import KEY_CHARACTERS_MAX, hash_of, partition_key
-from ingest.delivery.kinesis.sink import KinesisLimits, KinesisSink
+from ingest.delivery.kinesis.sink import KinesisSink
 from ingest.delivery.sink import Poison
+from ingest.limits import KinesisLimits
 from ingest.records import Encoding, Group, Run
 from tests.support import ledger
 from tests.support.fault_kinesis import FaultKinesis, Faults
@@ -30,6 +30,9 @@ LIMITS = KinesisLimits(
     shard_bytes_per_s=10_000_000,
     shard_records_per_s=10_000,
     linger_s=0.0,
+    map_age_max_s=60.0,
+    old_map_retry_s=10.0,
+    map_retry_s=1.0,
 )
 
 
@@ -290,16 +293,12 @@ async def test_the_window_is_never_exceeded_by_more_than_a_group() -> None:
     ledger.check(sent, sent, kinesis.arrived())
 
 
-@pytest.fixture
-def quickly_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MAP_AGE_MAX_S", "OLD_MAP_RETRY_S", "MAP_RETRY_S"):
-        monkeypatch.setattr(kinesis_sink, name, 0.05)
+QUICKLY_OLD = msgspec.structs.replace(LIMITS, map_age_max_s=0.05, old_map_retry_s=0.05, map_retry_s=0.05)
 
 
-@pytest.mark.usefixtures("quickly_old")
 async def test_a_map_that_is_merely_old_does_not_stop_deliveries() -> None:
     groups, sent = load(40, 20)
-    async with FaultKinesis(shards=4, faults=Faults()) as kinesis, running(kinesis) as run:
+    async with FaultKinesis(shards=4, faults=Faults()) as kinesis, running(kinesis, QUICKLY_OLD) as run:
         await run.sink.put(groups[0])
         await run.until(lambda: len(run.settled) == 1)
         kinesis.lists = False
@@ -312,10 +311,9 @@ async def test_a_map_that_is_merely_old_does_not_stop_deliveries() -> None:
     ledger.check(sent, sent, kinesis.arrived())
 
 
-@pytest.mark.usefixtures("quickly_old")
 async def test_a_map_that_is_wrong_stops_deliveries_until_it_can_be_read() -> None:
     groups, sent = load(40, 20)
-    async with FaultKinesis(shards=1, faults=Faults()) as kinesis, running(kinesis) as run:
+    async with FaultKinesis(shards=1, faults=Faults()) as kinesis, running(kinesis, QUICKLY_OLD) as run:
         await run.sink.put(groups[0])
         await run.until(lambda: len(run.settled) == 1)
         kinesis.lists = False
@@ -332,10 +330,9 @@ async def test_a_map_that_is_wrong_stops_deliveries_until_it_can_be_read() -> No
     ledger.check(sent, sent, kinesis.arrived())
 
 
-@pytest.mark.usefixtures("quickly_old")
 async def test_a_reshard_is_seen_by_the_age_of_the_map_alone() -> None:
     groups, _ = load(3, 20)
-    async with FaultKinesis(shards=1, faults=Faults()) as kinesis, running(kinesis) as run:
+    async with FaultKinesis(shards=1, faults=Faults()) as kinesis, running(kinesis, QUICKLY_OLD) as run:
         await run.sink.put(groups[0])
         await run.until(lambda: len(run.settled) == 1)
         kinesis.reshard()
