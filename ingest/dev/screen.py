@@ -66,15 +66,15 @@ def hints(folder: Path, ports: Ports) -> str:
     """Return lines to copy and paste."""
     pki = folder / "pki"
     device = f"{pki}/devices/{TENANT}/device-1"
-    payload = '\'{"ts": 1764000000000, "metrics": {"temperature": 21.5}}\''
+    payload = '{"ts": 1764000000000, "metrics": {"temperature": 21.5}}'
     return f"""\
 Publish with a device's certificate:
   mosquitto_pub -p {ports.mqtts} --cafile {pki}/ca.crt --cert {device}.crt --key {device}.key \\
-    -q 1 -i by-hand -t dt/{TENANT}/device-1/by-hand -m {payload}
+    -q 1 -i by-hand -t dt/{TENANT}/device-1/by-hand -m '{payload}'
   curl --cacert {pki}/ca.crt --cert {device}.crt --key {device}.key \\
-    -H 'Content-Type: application/json' -d {payload} https://localhost:{ports.https}/v1/telemetry/by-hand
-  npx wscat -c wss://localhost:{ports.https}/v1/stream -s headworks.v1.json --ca {pki}/ca.crt \
-    --cert {device}.crt --key {device}.key -x '{{"id": 1, "stream": "by-hand", "data": '{payload}'}}'
+    -H 'Content-Type: application/json' -d '{payload}' https://localhost:{ports.https}/v1/telemetry/by-hand
+  npx wscat -c wss://localhost:{ports.https}/v1/stream -s headworks.v1.json --ca {pki}/ca.crt \\
+    --cert {device}.crt --key {device}.key -w 2 -x '{{"id": 1, "stream": "by-hand", "data": {payload}}}'
 Read it back:
   headworks query --config {folder}/headworks.toml --stream by-hand
 """
