@@ -2,20 +2,23 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DURATION ?= 0
-DEVICES ?= 200
+# What `make million` may be told: DEVICES HOLD PERIOD TLS STORM P99 WORKERS SINK JSON
+million_options = $(if $(DEVICES),--devices $(DEVICES)) $(if $(HOLD),--hold $(HOLD)) $(if $(PERIOD),--period $(PERIOD)) \
+    $(if $(TLS),--tls) $(if $(STORM),--storm) $(if $(P99),--p99-ms $(P99)) $(if $(WORKERS),--workers $(WORKERS)) \
+    $(if $(SINK),--sink $(SINK)) $(if $(JSON),--json)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 SOURCES := $(shell find ingest protocols routing -name '*.py')
 AS_COMPILED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/compiled HEADWORKS_COMPILED=1
 
-.PHONY: help run test test-compiled setup compiled format lint types imports fuzz bench side-by-side crash docs \
+.PHONY: help run test test-compiled setup compiled format lint types imports fuzz bench side-by-side million crash docs \
     check lock clean
 
 help:            ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 run: setup       ## Start a node with 200 simulated devices over mutual TLS (DURATION=20 stops by itself)
-	@$(BIN)/headworks dev --devices $(DEVICES) --duration $(DURATION)
+	@$(BIN)/headworks dev --devices $(or $(DEVICES),200) --duration $(DURATION)
 
 setup: .setup-stamp  ## Install everything into .venv and node_modules
 
@@ -74,6 +77,9 @@ bench: setup     ## Run the micro-benchmarks and compare with the last saved run
 
 side-by-side: compiled  ## Compare with Mosquitto on one core, in turns (WITH=pure: also without compiled modules)
 	$(BIN)/python -m bench.side_by_side.run $(WITH)
+
+million: compiled ## Connect a million devices to one node and judge it (DEVICES=50000 HOLD=300 PERIOD=30 TLS=1 STORM=1)
+	@$(BIN)/python -m loadtests.million --compiled build/compiled $(million_options)
 
 crash: setup     ## Twenty rounds of kill -9 against the ledger
 	$(BIN)/python -m pytest tests/end_to_end/test_crash.py
