@@ -50,6 +50,8 @@ from routing.tenancy.registry import Registry
 TICK_S: Final = 1.0
 LETTERS_TICKS: Final = 10
 LAG_TICK_S: Final = 0.1
+SETTLE_S: Final = 0.05
+"""How long deletions of what is delivered wait for company."""
 HELD_GROUPS_MAX: Final = 16
 """How many groups' worth of publishes may wait for room in the spool."""
 JWKS_REFETCH_S: Final = 5.0
@@ -170,7 +172,8 @@ class Worker:
                 age_max_s=section.age_max_s,
                 group_bytes_max=section.group_bytes_max,
                 fresh_bytes_max=self._settings.sink.pending_bytes_max,
-                settle_s=0.05,
+                linger_s=section.linger_s,
+                settle_s=SETTLE_S,
             ),
             durable=self._order.committed,
             committed=self._committed,

@@ -26,6 +26,9 @@ PKI_DEADLINE_S: Final = 60.0
 OTHER_DESCRIPTORS: Final = 300
 """What a worker has beside its connections: spool, registry, log, and two a worker for mail."""
 DESCRIPTORS_A_WORKER: Final = 2
+LINGER_S: Final = 0.04
+LINGERING_WORKERS_MIN: Final = 4
+"""With many workers a core, groups of one message each would cost more than the messages."""
 SETTINGS: Final = """\
 [node]
 name = "million"
@@ -38,6 +41,8 @@ bind = "127.0.0.1:{port}"
 {listener}
 [accept]
 connections_max = {connections_max}
+[spool]
+linger_s = {linger_s}
 [sink]
 kind = "{sink}"
 [limits.default]
@@ -144,6 +149,7 @@ class Node:
             port=self.port,
             listener=MUTUAL.format(folder=self._folder) if tls else PLAIN,
             connections_max=self._connections_max,
+            linger_s=LINGER_S if self._workers > LINGERING_WORKERS_MIN else 0.0,
             sink=sink,
             device_per_s=device_per_s,
             devices=self._devices,

@@ -86,7 +86,12 @@ class Rig:
             Store(path),
             node="n",
             limits=SpoolLimits(
-                bytes_max=1 << 30, age_max_s=1e9, group_bytes_max=10_000, fresh_bytes_max=0, settle_s=0.0
+                bytes_max=1 << 30,
+                age_max_s=1e9,
+                group_bytes_max=10_000,
+                fresh_bytes_max=0,
+                linger_s=0.0,
+                settle_s=0.0,
             ),
             durable=lambda _: None,
             committed=lambda _: None,

@@ -115,6 +115,7 @@ class RigWorker:
                 age_max_s=1e9,
                 group_bytes_max=group_bytes_max,
                 fresh_bytes_max=1 << 20,
+                linger_s=0.0,
                 settle_s=0.0,
             ),
             durable=self.order.committed,

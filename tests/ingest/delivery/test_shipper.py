@@ -19,7 +19,12 @@ from ingest.spool.store import Store
 from tests.support.lone import lone_order, silent_events
 
 LIMITS = SpoolLimits(
-    bytes_max=1 << 30, age_max_s=1e9, group_bytes_max=1 << 20, fresh_bytes_max=1 << 20, settle_s=0.0
+    bytes_max=1 << 30,
+    age_max_s=1e9,
+    group_bytes_max=1 << 20,
+    fresh_bytes_max=1 << 20,
+    linger_s=0.0,
+    settle_s=0.0,
 )
 
 
