@@ -161,10 +161,11 @@ class Pipeline:
             if isinstance(found, Outcome):
                 return self.refuse_all(producer, publishes, found), 0.0
             route = found
+        at_home = self._homes[route.home] == route.home_word
         allowance = route.allowance
         policy = allowance.policy
         refuse = policy is not PAUSE and (producer.can_refuse or policy is SHED)
-        allowed, pause_s, over = allowance.charge(count, size, now_s, refuse=refuse)
+        allowed, pause_s, over = allowance.charge(count, size, now_s, refuse=refuse, at_home=at_home)
         if allowed < count:
             pause_s = self._charge_the_rest(route, publishes[allowed:], now_s)
         if over or route.raw or size > route.payload_bytes_max:
@@ -175,7 +176,7 @@ class Pipeline:
         except (msgspec.DecodeError, UnicodeDecodeError):
             return self._publish_with_care(producer, route, publishes, now_s, (allowed, pause_s, over))
         run = Run(route.tenant, route.device, route.stream, JSON, clock.unix_ms(), count, payloads)
-        if self._homes[route.home] != route.home_word:
+        if not at_home:
             self._come_home(route)
         spool = self._spool
         spool.current.append(run, size)

@@ -9,6 +9,11 @@ workers and any time t at most
 is let through, and a lease that is not spent within `LEASE_S` is void. What is larger than the whole burst
 passes when the bucket is full, and goes into debt: else it never could.
 
+A device that is *at home* with a worker had its last message accepted there (`ingest.order`). So that worker
+knows when the row is full, and may then draw a lease of at least one message without a look at it, which it
+books when it next writes the row: a device that sends seldom costs no table operation. When it moves at such
+a moment, that one lease comes on top; what other workers refuse for its content while it is at home, too.
+
 A table that is full costs this bound only: who finds no room there is limited by each worker for itself.
 """
 
@@ -26,6 +31,7 @@ from routing.limits.terms import NOBODY, Over, Policy, Rates, Terms
 LEASE_SHARE: Final = 8
 LEASE_S: Final = 1.0
 UNLIMITED: Final = float("inf")
+NEVER: Final = float("-inf")
 TOKENS: Final = struct.Struct("<ddd")
 """A row: tokens for messages, tokens for bytes, when they were counted; then connections a worker."""
 COUNT_BYTES: Final = 4
@@ -48,8 +54,10 @@ class Meter:
         "_burst",
         "_burst_bytes",
         "_bytes",
+        "_full_s",
         "_key",
         "_messages",
+        "_owed_s",
         "_own_row",
         "_rates",
         "_share",
@@ -73,6 +81,8 @@ class Meter:
         self._bytes, self._burst_bytes = _at_first(rates.bytes_per_s, rates.burst_s)
         # Who is not limited never has to look at the table.
         self._void_s = UNLIMITED if self.unlimited else 0.0
+        self._full_s = UNLIMITED
+        self._owed_s = NEVER
 
     @property
     def unlimited(self) -> bool:
@@ -87,9 +97,28 @@ class Meter:
             return True
         return False
 
-    def take(self, messages: int, size: int, now_s: float) -> float:
+    def _borrow(self, messages: int, size: int, now_s: float) -> bool:
+        """Draw a lease when the row is full, as far as one knows who alone draws from it, and charge that."""
+        if now_s < self._full_s:
+            return False
+        rates = self._rates
+        lease = max(1.0, self._burst * self._share)
+        lease_bytes = self._burst_bytes * self._share
+        if messages > lease or size > lease_bytes:
+            return False
+        self._messages = lease - messages
+        self._bytes = lease_bytes - size
+        self._void_s = now_s + LEASE_S
+        self._owed_s = now_s
+        refill_s = lease / rates.messages_per_s if rates.messages_per_s else 0.0
+        if rates.bytes_per_s:
+            refill_s = max(refill_s, lease_bytes / rates.bytes_per_s)
+        self._full_s = now_s + refill_s
+        return True
+
+    def take(self, messages: int, size: int, now_s: float, *, at_home: bool = False) -> float:
         """Charge, into debt if need be, and return the pause in seconds that pays it."""
-        if self._spend(messages, size, now_s):
+        if self._spend(messages, size, now_s) or (at_home and self._borrow(messages, size, now_s)):
             return 0.0
         with self._table.locked(self._key):
             row, tokens, tokens_bytes = self._read(now_s)
@@ -98,12 +127,14 @@ class Meter:
             self._write(row, tokens, tokens_bytes, now_s)
         return self._until(0, 0, tokens, tokens_bytes)
 
-    def take_what_fits(self, messages: int, size: int, now_s: float) -> tuple[int, float]:
+    def take_what_fits(
+        self, messages: int, size: int, now_s: float, *, at_home: bool = False
+    ) -> tuple[int, float]:
         """Charge as many of `messages` (of together `size` bytes) as are within the limit.
 
         Return how many, and in how many seconds the next one fits.
         """
-        if self._spend(messages, size, now_s):
+        if self._spend(messages, size, now_s) or (at_home and self._borrow(messages, size, now_s)):
             return messages, 0.0
         with self._table.locked(self._key):
             row, tokens, tokens_bytes = self._read(now_s)
@@ -205,20 +236,28 @@ class Meter:
         """Return the row, and its tokens with those of the lease that is still good."""
         row = self._row()
         if row is None:
-            return None, self._burst, self._burst_bytes
-        tokens, tokens_bytes, counted_s = TOKENS.unpack_from(row)
+            tokens, tokens_bytes, counted_s = self._burst, self._burst_bytes, now_s
+        else:
+            tokens, tokens_bytes, counted_s = TOKENS.unpack_from(row)
         rates = self._rates
         elapsed_s = max(0.0, now_s - counted_s)
-        tokens += elapsed_s * rates.messages_per_s
-        tokens_bytes += elapsed_s * rates.bytes_per_s
-        if now_s < self._void_s:
-            tokens += self._messages
-            tokens_bytes += self._bytes
-        return (
-            row,
-            min(self._burst, tokens) if rates.messages_per_s else UNLIMITED,
-            min(self._burst_bytes, tokens_bytes) if rates.bytes_per_s else UNLIMITED,
-        )
+        owed_s = now_s - self._owed_s
+        leased = now_s < self._void_s
+        if rates.messages_per_s:
+            tokens = min(self._burst, tokens + elapsed_s * rates.messages_per_s)
+            owed = max(1.0, self._burst * self._share) - owed_s * rates.messages_per_s
+            tokens = min(self._burst, tokens - max(0.0, owed) + (self._messages if leased else 0.0))
+        else:
+            tokens = UNLIMITED
+        if rates.bytes_per_s:
+            tokens_bytes = min(self._burst_bytes, tokens_bytes + elapsed_s * rates.bytes_per_s)
+            owed = self._burst_bytes * self._share - owed_s * rates.bytes_per_s
+            tokens_bytes = min(
+                self._burst_bytes, tokens_bytes - max(0.0, owed) + (self._bytes if leased else 0.0)
+            )
+        else:
+            tokens_bytes = UNLIMITED
+        return row, tokens, tokens_bytes
 
     def _write(
         self, row: bytes | None, tokens: float, tokens_bytes: float, now_s: float, share: float | None = None
@@ -227,12 +266,17 @@ class Meter:
         if share is None:
             share = self._share
         rates = self._rates
+        refill_s = 0.0
         if rates.messages_per_s:
             self._messages = lease = max(0.0, min(self._burst * share, tokens))
             tokens = min(self._burst, tokens) - lease
+            refill_s = (self._burst - tokens) / rates.messages_per_s
         if rates.bytes_per_s:
             self._bytes = lease = max(0.0, min(self._burst_bytes * share, tokens_bytes))
             tokens_bytes = min(self._burst_bytes, tokens_bytes) - lease
+            refill_s = max(refill_s, (self._burst_bytes - tokens_bytes) / rates.bytes_per_s)
+        self._full_s = now_s + refill_s
+        self._owed_s = NEVER
         self._void_s = now_s + LEASE_S
         counts = bytes(COUNT_BYTES * self._workers) if row is None else row[TOKENS.size :]
         self._put(TOKENS.pack(tokens, tokens_bytes, now_s) + counts)
@@ -278,11 +322,14 @@ class Allowance:
         self._free = device.unlimited and tenant.unlimited
         self.users = 0
 
-    def charge(self, messages: int, size: int, now_s: float, *, refuse: bool) -> tuple[int, float, Over]:
+    def charge(
+        self, messages: int, size: int, now_s: float, *, refuse: bool, at_home: bool = False
+    ) -> tuple[int, float, Over]:
         """Charge one read; return (messages allowed, pause in s, whose limit).
 
         Hot: guarded by bench/test_limits.py::test_charge. With `refuse` only what fits is charged, and the
-        pause is when to try again; else everything is, and the pause pays the debt.
+        pause is when to try again; else everything is, and the pause pays the debt. `at_home` says that this
+        worker was the last to accept something of the device.
         """
         if self._free:
             return messages, 0.0, NOBODY
@@ -302,15 +349,17 @@ class Allowance:
             tenant._bytes -= size
             return messages, 0.0, NOBODY
         if refuse:
-            return self._charge_what_fits(messages, size, now_s)
-        pause_s = device.take(messages, size, now_s)
+            return self._charge_what_fits(messages, size, now_s, at_home=at_home)
+        pause_s = device.take(messages, size, now_s, at_home=at_home)
         tenant_s = tenant.take(messages, size, now_s)
         if tenant_s > pause_s:
             return messages, tenant_s, Over.TENANT
         return messages, pause_s, Over.DEVICE if pause_s else Over.NOBODY
 
-    def _charge_what_fits(self, messages: int, size: int, now_s: float) -> tuple[int, float, Over]:
-        allowed, wait_s = self._device.take_what_fits(messages, size, now_s)
+    def _charge_what_fits(
+        self, messages: int, size: int, now_s: float, *, at_home: bool
+    ) -> tuple[int, float, Over]:
+        allowed, wait_s = self._device.take_what_fits(messages, size, now_s, at_home=at_home)
         if not allowed:
             return 0, wait_s, Over.DEVICE
         share = size * allowed // messages

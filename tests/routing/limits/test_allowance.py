@@ -86,6 +86,64 @@ def test_debt_is_paid_by_pausing() -> None:
     assert bucket.take(1, now_s=0.2) == 0.0
 
 
+def test_a_device_that_sends_seldom_costs_the_table_nothing_while_it_is_at_home() -> None:
+    devices = table()
+    allowance = worker(devices, table(), terms(device=rates(1, 1000)), workers=60).get("t", "d")
+    assert allowance.charge(1, 2, 0.0, refuse=False) == (1, 0.0, Over.NOBODY)
+    gets = devices.gets
+    for turn in range(1, 20):
+        at_home = allowance.charge(1, 2, 2.0 * turn, refuse=turn % 2 == 0, at_home=True)
+        assert at_home == (1, 0.0, Over.NOBODY)
+    assert devices.gets == gets
+    allowance.charge(1, 2, 100.0, refuse=False)
+    assert devices.gets > gets
+
+
+def test_what_was_borrowed_is_booked_with_the_next_look() -> None:
+    allowance = worker(table(), table(), terms(device=rates(4, 1000)), workers=60).get("t", "d")
+    allowance.charge(1, 0, 0.0, refuse=True)
+    taken = sum(allowance.charge(1, 0, 5.0, refuse=True, at_home=True)[0] for _ in range(20))
+    assert taken == 4
+    taken = sum(allowance.charge(1, 0, 5.5, refuse=True, at_home=True)[0] for _ in range(20))
+    assert taken == 2
+
+
+def test_what_is_larger_than_a_lease_is_not_borrowed() -> None:
+    devices = table()
+    allowance = worker(devices, table(), terms(device=rates(100, 1000)), workers=60).get("t", "d")
+    allowance.charge(1, 1, 0.0, refuse=False)
+    for messages, size in ((2, 1), (1, 100)):
+        gets = devices.gets
+        allowance.charge(messages, size, 10.0, refuse=False, at_home=True)
+        assert devices.gets > gets
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 5), st.floats(0, 0.6)), max_size=120),
+    st.integers(1, 4),
+    st.integers(1, 40),
+)
+def test_a_device_that_moves_gains_at_most_a_lease_a_move(
+    steps: list[tuple[int, int, float]], workers: int, rate: int
+) -> None:
+    devices, tenants = table(), table()
+    nodes = [worker(devices, tenants, terms(device=rates(rate)), n, workers) for n in range(workers)]
+    now_s, passed, home, moves = 0.0, 0, None, 0
+    for chosen, count, later_s in steps:
+        now_s += later_s
+        at = chosen % workers
+        allowance = nodes[at].get("t", "d")
+        allowed = allowance.charge(count, 1, now_s, refuse=True, at_home=at == home)[0]
+        passed += allowed
+        if allowed:
+            moves += at != home
+            home = at
+    lease = rate / (LEASE_SHARE * workers)
+    bound = rate * now_s + rate + workers * lease + moves * max(1.0, lease)
+    assert passed <= bound + 1e-6
+
+
 def test_no_limit_costs_nothing() -> None:
     allowance = worker(table(), table(), terms()).get("t", "d")
     assert allowance.charge(10**9, 10**12, 0.0, refuse=True) == (10**9, 0.0, Over.NOBODY)
