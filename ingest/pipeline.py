@@ -6,6 +6,7 @@ through the spool (`Spool.answer`) and go out after the fsync.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -45,7 +46,6 @@ class Route:
     """A topic that this producer may publish to."""
 
     __slots__ = (
-        "address",
         "allowance",
         "device",
         "home",
@@ -66,10 +66,10 @@ class Route:
         allowance: Allowance,
         tenant_index: int,
     ) -> None:
-        self.address = where
-        self.tenant = where.tenant
+        # Millions of routes share few tenants and streams.
+        self.tenant = sys.intern(where.tenant)
         self.device = where.device
-        self.stream = where.stream
+        self.stream = sys.intern(where.stream)
         self.raw = raw
         self.payload_bytes_max = payload_bytes_max
         self.allowance = allowance
@@ -83,12 +83,36 @@ class Producer:
     `can_refuse` is False where the protocol has no word for a refusal (MQTT 3.1.1).
     """
 
-    __slots__ = ("can_refuse", "identity", "routes")
+    __slots__ = ("_others", "can_refuse", "identity", "route", "topic")
 
     def __init__(self, identity: Identity, *, can_refuse: bool) -> None:
         self.identity = identity
         self.can_refuse = can_refuse
-        self.routes: dict[bytes, Route] = {}
+        # The first topic, which is the only one of most devices, and its route; then all others.
+        self.topic = b""
+        self.route: Route | None = None
+        self._others: dict[bytes, Route] | None = None
+
+    def find(self, topic: bytes) -> Route | None:
+        """Return the route of a topic that was used before."""
+        if topic == self.topic:
+            return self.route
+        return self._others.get(topic) if self._others is not None else None
+
+    def learn(self, topic: bytes, route: Route, *, routes_max: int) -> None:
+        """Remember a route; when there are too many, only this one."""
+        if self._others is not None and len(self._others) + 1 >= routes_max:
+            self.forget_routes()
+        if self.route is None or routes_max == 1:
+            self.topic, self.route = topic, route
+        elif self._others is None:
+            self._others = {topic: route}
+        else:
+            self._others[topic] = route
+
+    def forget_routes(self) -> None:
+        """Look every route up again."""
+        self.topic, self.route, self._others = b"", None, None
 
 
 class Pipeline:
@@ -155,7 +179,7 @@ class Pipeline:
                     return self._publish_mixed(producer, publishes, now_s)
             payloads = [publish[1] for publish in publishes]
             size = sum(map(len, payloads))
-        route = producer.routes.get(topic)
+        route = producer.route if topic == producer.topic else producer.find(topic)
         if route is None:
             found = self._route(producer, topic)
             if isinstance(found, Outcome):
@@ -339,9 +363,7 @@ class Pipeline:
             return where
         route = self._route_to(producer.identity, where)
         if isinstance(route, Route):
-            if len(producer.routes) >= self._limits.routes_max:
-                producer.routes.clear()
-            producer.routes[topic] = route
+            producer.learn(topic, route, routes_max=self._limits.routes_max)
         return route
 
     def _route_to(self, identity: Identity, where: Address) -> Route | Outcome:
@@ -384,7 +406,7 @@ class Pipeline:
 
     def may_publish(self, producer: Producer, topic: bytes) -> bool:
         """Return whether a will to `topic` could be published."""
-        return isinstance(producer.routes.get(topic) or self._route(producer, topic), Route)
+        return isinstance(producer.find(topic) or self._route(producer, topic), Route)
 
     def submit(
         self,
@@ -437,16 +459,14 @@ class Pipeline:
         if self._spool.state is State.FULL or self._spool.current.bytes > 4 * self._limits.group_bytes_max:
             return Outcome.SPOOL_FULL, None
         key = "/".join(names).encode()
-        found = producer.routes.get(key)
+        found = producer.find(key)
         if found is not None:
             return Outcome.ACCEPTED, found
         where = address(*names)
         route = where if isinstance(where, Outcome) else self._route_to(producer.identity, where)
         if isinstance(route, Outcome):
             return route, None
-        if len(producer.routes) >= self._limits.routes_max:
-            producer.routes.clear()
-        producer.routes[key] = route
+        producer.learn(key, route, routes_max=self._limits.routes_max)
         return Outcome.ACCEPTED, route
 
 

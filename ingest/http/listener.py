@@ -301,7 +301,7 @@ class HttpListener:
         """Look every route up again: tenants, devices or plans have changed."""
         for handler in self._handlers:
             for producer in handler.producers.values():
-                producer.routes.clear()
+                producer.forget_routes()
 
     def close_where(self, unwanted: Callable[[Identity], bool], text: str) -> None:
         """Close the connections whose identity is unwanted."""

@@ -111,7 +111,7 @@ class MqttConnection:
         self.due_s = 0
         self.last_read_s = clock.monotonic_s()
         self._owed = 0
-        self._owed_parts: list[tuple[int, int, list[int]]] = []
+        self._owed_parts: list[tuple[int, int, list[int]]] | None = None
         self._held: list[list[Publish]] | None = None
         self._held_bytes = 0
         self._holds_reading = False
@@ -183,9 +183,12 @@ class MqttConnection:
 
     def _note_part(self, size: int, count: int, ids: list[int]) -> None:
         """Note the next `size` bytes of what is owed: `count` answers, of which `ids` are QoS 2."""
-        if self._owed and not self._owed_parts:
-            self._owed_parts.append((self._owed, self._owed // PUBACK_BYTES, []))
-        self._owed_parts.append((size, count, ids))
+        parts = self._owed_parts
+        if parts is None:
+            parts = self._owed_parts = []
+        if self._owed and not parts:
+            parts.append((self._owed, self._owed // PUBACK_BYTES, []))
+        parts.append((size, count, ids))
 
     def kept_session(self) -> KeptSession | None:
         """Return what this connection leaves of its session, None when the session ends with it.
@@ -196,7 +199,7 @@ class MqttConnection:
         if not expiry_s:
             return None
         ids = set(self.session.received or ())
-        for _, _, owed in self._owed_parts:
+        for _, _, owed in self._owed_parts or ():
             ids.update(owed)
         return KeptSession(clock.unix_s() + expiry_s, frozenset(ids))
 
@@ -301,10 +304,11 @@ class MqttConnection:
             self.wire.write(reply)
         size = len(reply)
         self._owed -= size
-        if not self._owed_parts:
+        parts = self._owed_parts
+        if not parts:
             self.session.inflight -= size // PUBACK_BYTES
-        while size > 0 and self._owed_parts:
-            length, count, ids = self._owed_parts.pop(0)
+        while size > 0 and parts:
+            length, count, ids = parts.pop(0)
             size -= length
             self.session.answered(count, ids)
         if self.phase is Phase.CLOSING and not self._owes():

@@ -446,7 +446,7 @@ class Hub:
         """Look every route up again: tenants, devices or plans have changed."""
         for connection in self.connections:
             if connection.producer is not None:
-                connection.producer.routes.clear()
+                connection.producer.forget_routes()
 
     def begin_drain(self) -> None:
         """Tell every client to go elsewhere (0x8B) once it has its answers."""

@@ -70,11 +70,12 @@ class ServerSession:
         self._limits = limits
         self._tail: bytearray | None = None
         self._need = 0
-        self._output: list[bytes] = []
-        self._topics: set[bytes] = set()
+        # Most devices use one topic, and nothing else is said to them: these are made when they are needed.
+        self._output: list[bytes] | None = None
+        self._topics: set[bytes] | tuple[bytes, ...] = ()
         self._unanswered = 0
         self._aliases: dict[int, bytes] | None = None
-        self._released: list[int] = []
+        self._released: list[int] | None = None
         self._pending_received: set[int] | None = None
         self.received: set[int] | None = None
         self.open = False
@@ -155,6 +156,7 @@ class ServerSession:
                 self.attention = True
                 if first & 0xF0 == 0x30:
                     publish = self._read_publish(first, data[body:stop])
+                    topics = self._topics  # it may have learned one
                     if publish is not None:
                         append(publish)
                 else:
@@ -278,7 +280,7 @@ class ServerSession:
         """Tell whether a QoS 2 packet id is in use; a durable one is answered again (4.3.3)."""
         number = int.from_bytes(packet_id, "big")
         if self.received is not None and number in self.received:
-            self._output.append(packets.ack(PUBREC, packet_id))
+            self._say(packets.ack(PUBREC, packet_id))
             return True
         self.uses_qos_2 = True
         if self._pending_received is None:
@@ -311,9 +313,13 @@ class ServerSession:
         limits = self._limits
         if len(topic) > limits.topic_bytes_max or topic.count(b"/") >= limits.topic_levels_max:
             raise ProtocolError(ReasonCode.TOPIC_NAME_INVALID, "the topic is too long or too deep")
-        if len(self._topics) >= TOPICS_KNOWN_MAX:
-            self._topics.clear()
-        self._topics.add(topic)
+        known = self._topics
+        if not known or len(known) >= TOPICS_KNOWN_MAX:
+            self._topics = (topic,)
+        elif isinstance(known, tuple):
+            self._topics = {*known, topic}
+        else:
+            known.add(topic)
 
     def _read_other(self, first: int, body: bytes) -> None:
         """Read everything that is not a PUBLISH."""
@@ -341,11 +347,11 @@ class ServerSession:
         number = int.from_bytes(packet_id, "big")
         if self.received is not None and number in self.received:
             self.received.discard(number)
-            self._released.append(number)
-            self._output.append(packets.ack(PUBCOMP, packet_id))
+            self._release(number)
+            self._say(packets.ack(PUBCOMP, packet_id))
             return
         reason = ReasonCode.PACKET_IDENTIFIER_NOT_FOUND if self.version == MQTT_5 else ReasonCode.SUCCESS
-        self._output.append(packets.ack(PUBCOMP, packet_id, reason))
+        self._say(packets.ack(PUBCOMP, packet_id, reason))
 
     def _check_reason_and_properties(self, body: bytes, start: int, allowed: frozenset[int]) -> Properties:
         """Read an optional reason code and property list at the end of a packet (3.4.2.1, 3.14.2)."""
@@ -396,12 +402,12 @@ class ServerSession:
         if len(packet) > self.peer_packet_bytes_max:
             # MQTT-3.1.2-24: never larger than the client's maximum.
             raise ProtocolError(ReasonCode.PACKET_TOO_LARGE, "the answer is larger than the client takes")
-        self._output.append(packet)
+        self._say(packet)
 
     def _read_pingreq(self, body: bytes) -> None:
         if body:
             raise malformed("PINGREQ has a body")
-        self._output.append(b"\xd0\0")
+        self._say(b"\xd0\0")
 
     def _read_disconnect(self, body: bytes) -> None:
         reason = 0
@@ -420,18 +426,29 @@ class ServerSession:
         self.disconnected = True
         self.open = False
 
+    def _say(self, packet: bytes) -> None:
+        if self._output is None:
+            self._output = []
+        self._output.append(packet)
+
+    def _release(self, number: int) -> None:
+        if self._released is None:
+            self._released = []
+        self._released.append(number)
+
     def take_output(self) -> bytes:
         """Return the answers that need not wait for the disk."""
-        output = b"".join(self._output)
-        self._output.clear()
-        return output
+        output = self._output
+        if output is None:
+            return b""
+        self._output = None
+        return output[0] if len(output) == 1 else b"".join(output)
 
     def take_released(self) -> list[int]:
         """Return the QoS 2 packet ids that were released since the last call."""
         released = self._released
-        if released:
-            self._released = []
-        return released
+        self._released = None
+        return released or []
 
     def accept(
         self,

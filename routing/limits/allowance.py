@@ -47,38 +47,66 @@ def table_key(kind: str, *names: str) -> bytes:
     return hashlib.blake2b(text, digest_size=16).digest()
 
 
+class Bounds:
+    """What a limit means to one of `workers` workers: the same for all devices of a plan."""
+
+    __slots__ = (
+        "borrowed",
+        "borrowed_bytes",
+        "burst",
+        "burst_bytes",
+        "bytes_per_s",
+        "connections_max",
+        "messages_per_s",
+        "refill_s",
+        "share",
+        "unlimited",
+        "workers",
+    )
+
+    def __init__(self, rates: Rates, workers: int) -> None:
+        self.messages_per_s = rates.messages_per_s
+        self.bytes_per_s = rates.bytes_per_s
+        self.connections_max = rates.connections_max
+        self.workers = workers
+        self.share = 1 / (LEASE_SHARE * workers)
+        self.burst = max(1.0, rates.messages_per_s * rates.burst_s) if rates.messages_per_s else UNLIMITED
+        self.burst_bytes = max(1.0, rates.bytes_per_s * rates.burst_s) if rates.bytes_per_s else UNLIMITED
+        self.unlimited = not (rates.messages_per_s or rates.bytes_per_s)
+        # What a device at home may borrow, and how long its bucket takes to be full again.
+        self.borrowed = max(1.0, self.burst * self.share)
+        self.borrowed_bytes = self.burst_bytes * self.share
+        self.refill_s = self.borrowed / rates.messages_per_s if rates.messages_per_s else 0.0
+        if rates.bytes_per_s:
+            self.refill_s = max(self.refill_s, self.borrowed_bytes / rates.bytes_per_s)
+
+
 class Meter:
     """One row of the table as one worker uses it."""
 
     __slots__ = (
-        "_burst",
-        "_burst_bytes",
+        "_bounds",
         "_bytes",
         "_full_s",
         "_key",
         "_messages",
         "_owed_s",
         "_own_row",
-        "_rates",
-        "_share",
         "_table",
         "_void_s",
-        "_workers",
     )
 
-    def __init__(self, table: Table, key: bytes, rates: Rates, *, workers: int) -> None:
+    def __init__(self, table: Table, key: bytes, bounds: Bounds) -> None:
         self._table = table
         self._key = key
-        self._workers = workers
-        self._share = 1 / (LEASE_SHARE * workers)
         self._own_row: bytes | None = None
-        self.set_rates(rates)
+        self.set_bounds(bounds)
 
-    def set_rates(self, rates: Rates) -> None:
+    def set_bounds(self, bounds: Bounds) -> None:
         """Change the limits; what is leased is void."""
-        self._rates = rates
-        self._messages, self._burst = _at_first(rates.messages_per_s, rates.burst_s)
-        self._bytes, self._burst_bytes = _at_first(rates.bytes_per_s, rates.burst_s)
+        self._bounds = bounds
+        self._messages = 0.0 if bounds.messages_per_s else UNLIMITED
+        self._bytes = 0.0 if bounds.bytes_per_s else UNLIMITED
         # Who is not limited never has to look at the table.
         self._void_s = UNLIMITED if self.unlimited else 0.0
         self._full_s = UNLIMITED
@@ -87,7 +115,7 @@ class Meter:
     @property
     def unlimited(self) -> bool:
         """Return whether nothing is ever charged."""
-        return not (self._rates.messages_per_s or self._rates.bytes_per_s)
+        return self._bounds.unlimited
 
     def _spend(self, messages: int, size: int, now_s: float) -> bool:
         """Charge the lease, if it is good and covers all of it."""
@@ -101,19 +129,14 @@ class Meter:
         """Draw a lease when the row is full, as far as one knows who alone draws from it, and charge that."""
         if now_s < self._full_s:
             return False
-        rates = self._rates
-        lease = max(1.0, self._burst * self._share)
-        lease_bytes = self._burst_bytes * self._share
-        if messages > lease or size > lease_bytes:
+        bounds = self._bounds
+        if messages > bounds.borrowed or size > bounds.borrowed_bytes:
             return False
-        self._messages = lease - messages
-        self._bytes = lease_bytes - size
+        self._messages = bounds.borrowed - messages
+        self._bytes = bounds.borrowed_bytes - size
         self._void_s = now_s + LEASE_S
         self._owed_s = now_s
-        refill_s = lease / rates.messages_per_s if rates.messages_per_s else 0.0
-        if rates.bytes_per_s:
-            refill_s = max(refill_s, lease_bytes / rates.bytes_per_s)
-        self._full_s = now_s + refill_s
+        self._full_s = now_s + bounds.refill_s
         return True
 
     def take(self, messages: int, size: int, now_s: float, *, at_home: bool = False) -> float:
@@ -145,7 +168,7 @@ class Meter:
                 self._write(row, tokens, tokens_bytes, now_s)
         if fit == messages:
             return messages, 0.0
-        return fit, self._until(1, min(size // messages, self._burst_bytes), tokens, tokens_bytes)
+        return fit, self._until(1, min(size // messages, self._bounds.burst_bytes), tokens, tokens_bytes)
 
     def _fitting(self, messages: int, size: int, tokens: float, tokens_bytes: float) -> int:
         fit = messages
@@ -153,7 +176,7 @@ class Meter:
             fit = int(tokens + ROUNDING)
         if tokens_bytes < size:
             by_size = int(messages * tokens_bytes / size) if size else 0
-            if by_size < 1 and tokens_bytes >= self._burst_bytes:
+            if by_size < 1 and tokens_bytes >= self._bounds.burst_bytes:
                 by_size = 1
             fit = min(fit, by_size)
         return max(0, fit)
@@ -184,7 +207,7 @@ class Meter:
         return self._wait_s(messages, size, tokens, tokens_bytes, paid)
 
     def _wait_s(self, messages: int, size: int, tokens: float, tokens_bytes: float, paid: int) -> float:
-        burst, burst_bytes = self._burst - paid, self._burst_bytes
+        burst, burst_bytes = self._bounds.burst - paid, self._bounds.burst_bytes
         return self._until(min(messages, burst), min(size, burst_bytes), tokens, tokens_bytes)
 
     def give_back(self, messages: int, size: int, now_s: float) -> None:
@@ -199,9 +222,9 @@ class Meter:
         """Return how long until there are tokens for `messages` and for `size` bytes."""
         wait_s = 0.0
         if messages - tokens > ROUNDING:
-            wait_s = (messages - tokens) / self._rates.messages_per_s
+            wait_s = (messages - tokens) / self._bounds.messages_per_s
         if size - tokens_bytes > ROUNDING:
-            wait_s = max(wait_s, (size - tokens_bytes) / self._rates.bytes_per_s)
+            wait_s = max(wait_s, (size - tokens_bytes) / self._bounds.bytes_per_s)
         return wait_s
 
     def count_connection(self, worker: int, change: int) -> bool:
@@ -209,15 +232,16 @@ class Meter:
 
         Connections are counted without a cap too: a new plan may bring one while they are open.
         """
-        cap = self._rates.connections_max
+        bounds = self._bounds
+        cap, workers = bounds.connections_max, bounds.workers
         with self._table.locked(self._key):
             row = self._row()
-            counts = _counts(row, self._workers) if row is not None else [0] * self._workers
+            counts = _counts(row, workers) if row is not None else [0] * workers
             if change > 0 and cap and sum(counts) >= cap:
                 return False
             counts[worker] = max(0, counts[worker] + change)
-            tokens = TOKENS.unpack_from(row) if row else (self._burst, self._burst_bytes, 0.0)
-            self._put(TOKENS.pack(*tokens) + struct.pack(f"<{self._workers}I", *counts))
+            tokens = TOKENS.unpack_from(row) if row else (bounds.burst, bounds.burst_bytes, 0.0)
+            self._put(TOKENS.pack(*tokens) + struct.pack(f"<{workers}I", *counts))
         return True
 
     def _row(self) -> bytes | None:
@@ -227,33 +251,32 @@ class Meter:
         if row is None:
             return self._own_row
         # Another worker found room meanwhile: to its row belong the connections that we counted.
-        counts = map(
-            sum, zip(_counts(row, self._workers), _counts(self._own_row, self._workers), strict=True)
-        )
-        return row[: TOKENS.size] + struct.pack(f"<{self._workers}I", *counts)
+        workers = self._bounds.workers
+        counts = map(sum, zip(_counts(row, workers), _counts(self._own_row, workers), strict=True))
+        return row[: TOKENS.size] + struct.pack(f"<{workers}I", *counts)
 
     def _read(self, now_s: float) -> tuple[bytes | None, float, float]:
         """Return the row, and its tokens with those of the lease that is still good."""
+        bounds = self._bounds
         row = self._row()
         if row is None:
-            tokens, tokens_bytes, counted_s = self._burst, self._burst_bytes, now_s
+            tokens, tokens_bytes, counted_s = bounds.burst, bounds.burst_bytes, now_s
         else:
             tokens, tokens_bytes, counted_s = TOKENS.unpack_from(row)
-        rates = self._rates
         elapsed_s = max(0.0, now_s - counted_s)
         owed_s = now_s - self._owed_s
         leased = now_s < self._void_s
-        if rates.messages_per_s:
-            tokens = min(self._burst, tokens + elapsed_s * rates.messages_per_s)
-            owed = max(1.0, self._burst * self._share) - owed_s * rates.messages_per_s
-            tokens = min(self._burst, tokens - max(0.0, owed) + (self._messages if leased else 0.0))
+        if bounds.messages_per_s:
+            tokens = min(bounds.burst, tokens + elapsed_s * bounds.messages_per_s)
+            owed = bounds.borrowed - owed_s * bounds.messages_per_s
+            tokens = min(bounds.burst, tokens - max(0.0, owed) + (self._messages if leased else 0.0))
         else:
             tokens = UNLIMITED
-        if rates.bytes_per_s:
-            tokens_bytes = min(self._burst_bytes, tokens_bytes + elapsed_s * rates.bytes_per_s)
-            owed = self._burst_bytes * self._share - owed_s * rates.bytes_per_s
+        if bounds.bytes_per_s:
+            tokens_bytes = min(bounds.burst_bytes, tokens_bytes + elapsed_s * bounds.bytes_per_s)
+            owed = bounds.borrowed_bytes - owed_s * bounds.bytes_per_s
             tokens_bytes = min(
-                self._burst_bytes, tokens_bytes - max(0.0, owed) + (self._bytes if leased else 0.0)
+                bounds.burst_bytes, tokens_bytes - max(0.0, owed) + (self._bytes if leased else 0.0)
             )
         else:
             tokens_bytes = UNLIMITED
@@ -263,22 +286,22 @@ class Meter:
         self, row: bytes | None, tokens: float, tokens_bytes: float, now_s: float, share: float | None = None
     ) -> None:
         """Store what is left, but for a lease that this worker keeps: `share` of the burst."""
+        bounds = self._bounds
         if share is None:
-            share = self._share
-        rates = self._rates
+            share = bounds.share
         refill_s = 0.0
-        if rates.messages_per_s:
-            self._messages = lease = max(0.0, min(self._burst * share, tokens))
-            tokens = min(self._burst, tokens) - lease
-            refill_s = (self._burst - tokens) / rates.messages_per_s
-        if rates.bytes_per_s:
-            self._bytes = lease = max(0.0, min(self._burst_bytes * share, tokens_bytes))
-            tokens_bytes = min(self._burst_bytes, tokens_bytes) - lease
-            refill_s = max(refill_s, (self._burst_bytes - tokens_bytes) / rates.bytes_per_s)
+        if bounds.messages_per_s:
+            self._messages = lease = max(0.0, min(bounds.burst * share, tokens))
+            tokens = min(bounds.burst, tokens) - lease
+            refill_s = (bounds.burst - tokens) / bounds.messages_per_s
+        if bounds.bytes_per_s:
+            self._bytes = lease = max(0.0, min(bounds.burst_bytes * share, tokens_bytes))
+            tokens_bytes = min(bounds.burst_bytes, tokens_bytes) - lease
+            refill_s = max(refill_s, (bounds.burst_bytes - tokens_bytes) / bounds.bytes_per_s)
         self._full_s = now_s + refill_s
         self._owed_s = NEVER
         self._void_s = now_s + LEASE_S
-        counts = bytes(COUNT_BYTES * self._workers) if row is None else row[TOKENS.size :]
+        counts = bytes(COUNT_BYTES * bounds.workers) if row is None else row[TOKENS.size :]
         self._put(TOKENS.pack(tokens, tokens_bytes, now_s) + counts)
 
     def _put(self, row: bytes) -> None:
@@ -288,11 +311,6 @@ class Meter:
         except TableFullError:
             # More devices than the table has room for: this one is limited by its worker alone.
             self._own_row = row
-
-
-def _at_first(rate_per_s: float, burst_s: float) -> tuple[float, float]:
-    """Return (lease, burst) of a new limit."""
-    return (0.0, max(1.0, rate_per_s * burst_s)) if rate_per_s else (UNLIMITED, UNLIMITED)
 
 
 def _counts(row: bytes, workers: int) -> list[int]:
@@ -321,6 +339,13 @@ class Allowance:
         self.policy = policy
         self._free = device.unlimited and tenant.unlimited
         self.users = 0
+
+    def agree(self, device: Bounds, tenant: Meter, policy: Policy) -> None:
+        """Change the limits of the device."""
+        self._device.set_bounds(device)
+        self._tenant = tenant
+        self.policy = policy
+        self._free = device.unlimited and tenant.unlimited
 
     def charge(
         self, messages: int, size: int, now_s: float, *, refuse: bool, at_home: bool = False
@@ -396,6 +421,17 @@ class Allowance:
         return device_s, Over.DEVICE if device_s else Over.NOBODY
 
 
+class _Agreed:
+    """What a tenant agreed to: its own meter, and the bounds of each of its devices."""
+
+    __slots__ = ("device", "meter", "policy")
+
+    def __init__(self, meter: Meter, device: Bounds, policy: Policy) -> None:
+        self.meter = meter
+        self.device = device
+        self.policy = policy
+
+
 class Allowances:
     """All allowances of one worker; at most `idle_max` that no connection uses are kept."""
 
@@ -415,65 +451,62 @@ class Allowances:
         self._worker = worker
         self._workers = workers
         self._idle_max = idle_max
-        self._of_tenant: dict[str, Meter] = {}
-        self._of_device: OrderedDict[tuple[str, str], tuple[Allowance, Meter]] = OrderedDict()
+        self._of_tenant: dict[str, _Agreed] = {}
+        self._of_device: OrderedDict[tuple[str, str], Allowance] = OrderedDict()
 
-    def _tenant(self, tenant: str) -> Meter:
-        meter = self._of_tenant.get(tenant)
-        if meter is None:
+    def _tenant(self, tenant: str) -> _Agreed:
+        agreed = self._of_tenant.get(tenant)
+        if agreed is None:
             if len(self._of_tenant) >= self._idle_max:
                 self._of_tenant.clear()
-            meter = self._of_tenant[tenant] = Meter(
-                self._tenants, table_key("tenant", tenant), self._terms(tenant).tenant, workers=self._workers
-            )
-        return meter
+            terms = self._terms(tenant)
+            meter = Meter(self._tenants, table_key("tenant", tenant), Bounds(terms.tenant, self._workers))
+            agreed = _Agreed(meter, Bounds(terms.device, self._workers), terms.policy)
+            self._of_tenant[tenant] = agreed
+        return agreed
 
     def get(self, tenant: str, device: str) -> Allowance:
         """Return the allowance of a device."""
-        return self._entry(tenant, device)[0]
-
-    def _entry(self, tenant: str, device: str) -> tuple[Allowance, Meter]:
         name = (tenant, device)
-        entry = self._of_device.get(name)
-        if entry is None:
-            terms = self._terms(tenant)
-            meter = Meter(
-                self._devices, table_key("device", tenant, device), terms.device, workers=self._workers
-            )
-            entry = self._of_device[name] = (Allowance(meter, self._tenant(tenant), terms.policy), meter)
+        allowance = self._of_device.get(name)
+        if allowance is None:
+            agreed = self._tenant(tenant)
+            meter = Meter(self._devices, table_key("device", tenant, device), agreed.device)
+            allowance = self._of_device[name] = Allowance(meter, agreed.meter, agreed.policy)
             if len(self._of_device) > self._idle_max:
                 oldest, held = self._of_device.popitem(last=False)
-                if held[0].users:
+                if held.users:
                     self._of_device[oldest] = held
-        return entry
+        return allowance
 
     def open_connection(self, tenant: str, device: str) -> Over:
         """Count a connection in; return whose cap refuses it, or NOBODY."""
-        allowance, meter = self._entry(tenant, device)
-        if not meter.count_connection(self._worker, 1):
+        allowance = self.get(tenant, device)
+        if not allowance._device.count_connection(self._worker, 1):
             return Over.DEVICE
-        if not self._tenant(tenant).count_connection(self._worker, 1):
-            meter.count_connection(self._worker, -1)
+        if not self._tenant(tenant).meter.count_connection(self._worker, 1):
+            allowance._device.count_connection(self._worker, -1)
             return Over.TENANT
         allowance.users += 1
         return Over.NOBODY
 
     def close_connection(self, tenant: str, device: str) -> None:
         """Count a connection out."""
-        allowance, meter = self._entry(tenant, device)
+        allowance = self.get(tenant, device)
         allowance.users -= 1
-        meter.count_connection(self._worker, -1)
-        self._tenant(tenant).count_connection(self._worker, -1)
+        allowance._device.count_connection(self._worker, -1)
+        self._tenant(tenant).meter.count_connection(self._worker, -1)
 
     def replan(self) -> None:
         """Read the terms of everybody again."""
-        for tenant, meter in self._of_tenant.items():
-            meter.set_rates(self._terms(tenant).tenant)
-        for (tenant, _), (allowance, meter) in self._of_device.items():
+        for tenant, agreed in self._of_tenant.items():
             terms = self._terms(tenant)
-            meter.set_rates(terms.device)
-            allowance.policy = terms.policy
-            allowance._free = meter.unlimited and self._tenant(tenant).unlimited
+            agreed.meter.set_bounds(Bounds(terms.tenant, self._workers))
+            agreed.device = Bounds(terms.device, self._workers)
+            agreed.policy = terms.policy
+        for (tenant, _), allowance in self._of_device.items():
+            agreed = self._tenant(tenant)
+            allowance.agree(agreed.device, agreed.meter, agreed.policy)
 
 
 def forget_worker(table: Table, worker: int, workers: int) -> None:
