@@ -126,7 +126,7 @@ def _introduce(memory: NodeMemory, data_dir: Path, log: Any) -> None:
     """
     for path in spools(data_dir):
         try:
-            memory.progress().start(worker_of(path), *place(path))
+            memory.progress().introduce(worker_of(path), *place(path))
             reader = Reader(path)
             idempotency.load(memory.idempotency, reader.keys(), clock.unix_s())
             sessions.introduce(memory.sessions, worker_of(path), reader.rows(sessions.READ_SESSIONS))

@@ -8,6 +8,10 @@ sends after it was acknowledged on one worker is not delivered before that by an
 - its open group then comes *after* what every other worker has committed and not yet had delivered. The
   group is stored with that, and its shipper waits for it.
 
+A bucket that has a free home has never given one up. So a device that is not in it is new to this run of the
+node, and comes after what earlier runs left only: else the first messages of a whole fleet would wait for
+each other.
+
 Groups only ever wait for groups that were durable before them, so nobody waits in a circle. What was not
 durable was not acknowledged, and is sent again by its client.
 
@@ -31,6 +35,8 @@ WORD_BYTES: Final = 4
 LOCKS: Final = 64
 """Bytes of the lock file that homes need."""
 UNKNOWN: Final = 0
+WORDS: Final = 4
+"""Of a worker: its spool, its last durable group, the last delivered, and the last that earlier runs left."""
 
 
 class After(msgspec.Struct, frozen=True, array_like=True):
@@ -42,7 +48,7 @@ class After(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Progress:
-    """How far each worker is, in shared memory: three 64-bit integers a worker, written by it alone."""
+    """How far each worker is, in shared memory: `WORDS` 64-bit integers a worker, written by it alone."""
 
     def __init__(self, words: memoryview[int]) -> None:
         self._words = words
@@ -50,31 +56,41 @@ class Progress:
     @staticmethod
     def size(workers: int) -> int:
         """Return the bytes that `workers` take."""
-        return 3 * 8 * workers
+        return WORDS * 8 * workers
 
     @property
     def workers(self) -> int:
         """The number of workers."""
-        return len(self._words) // 3
+        return len(self._words) // WORDS
 
     def start(self, worker: int, spool: int, committed: int, settled: int) -> None:
         """Say where a worker begins: the last group of its spool, and the last before those still in it."""
-        words, at = self._words, 3 * worker
+        words, at = self._words, WORDS * worker
         words[at + 2] = settled
         words[at + 1] = committed
         words[at] = spool
 
+    def introduce(self, worker: int, spool: int, committed: int, settled: int) -> None:
+        """Say what earlier runs left in the spool of a worker, before any worker starts."""
+        self.start(worker, spool, committed, settled)
+        self._words[WORDS * worker + 3] = committed
+
+    def left(self, worker: int) -> After:
+        """Return the last group that earlier runs left in the spool of `worker`."""
+        words, at = self._words, WORDS * worker
+        return After(worker, words[at], words[at + 3])
+
     def committed(self, worker: int, group: int) -> None:
         """Say that `group` is durable, before anybody is told that it is."""
-        self._words[3 * worker + 1] = group
+        self._words[WORDS * worker + 1] = group
 
     def settled(self, worker: int, group: int) -> None:
         """Say that `group` and all before it are delivered, or will never be."""
-        self._words[3 * worker + 2] = group
+        self._words[WORDS * worker + 2] = group
 
     def unsettled(self, worker: int) -> After | None:
         """Return the last group of `worker` that is durable, if it is not delivered yet."""
-        words, at = self._words, 3 * worker
+        words, at = self._words, WORDS * worker
         group = words[at + 1]
         return After(worker, words[at], group) if words[at + 2] < group else None
 
@@ -82,7 +98,7 @@ class Progress:
         """Return whether what is to come first is delivered, or its spool is no longer there."""
         if after.worker >= self.workers:
             return True
-        words, at = self._words, 3 * after.worker
+        words, at = self._words, WORDS * after.worker
         return words[at] != after.spool or words[at + 2] >= after.group
 
 
@@ -108,14 +124,14 @@ class Homes:
         """Return the bytes that the homes of `devices_max` devices take; of one worker it is one word."""
         return WORD_BYTES * (WAYS * BUCKETS_A_DEVICE * devices_max if workers > 1 else 1)
 
-    def come_home(self, tenant: str, device: str) -> tuple[int, int]:
-        """Make this worker the home of a device; return (index, word).
+    def come_home(self, tenant: str, device: str) -> tuple[int, int, bool]:
+        """Make this worker the home of a device; return (index, word, whether it may have had another).
 
         While `words[index]` is that word, it still is.
         """
         if self._alone:
             self.words[0] = self._own
-            return 0, self._own
+            return 0, self._own, False
         digest = hashlib.blake2b(f"{tenant}/{device}".encode(), digest_size=8).digest()
         tag = int.from_bytes(digest[:2], "little") << 16
         bucket = int.from_bytes(digest[2:], "little") % self._buckets
@@ -124,27 +140,30 @@ class Homes:
         lock = self._lock_start + bucket % LOCKS
         fcntl.lockf(self._lock_fd, fcntl.LOCK_EX, 1, lock)
         try:
-            index = self._find(start, tag)
+            index, known = self._find(start, tag)
             self.words[index] = mine
         finally:
             fcntl.lockf(self._lock_fd, fcntl.LOCK_UN, 1, lock)
-        return index, mine
+        return index, mine, known
 
-    def _find(self, start: int, tag: int) -> int:
-        """Return the index of a tag in its bucket, else of a free word, else of one that makes room."""
+    def _find(self, start: int, tag: int) -> tuple[int, bool]:
+        """Return the index of a tag in its bucket, else of a free word, else of one that makes room.
+
+        With it, return whether the tag may have been there: it was not where a word is free.
+        """
         words = self.words
         free = None
         for index in range(start, start + WAYS):
             word = words[index]
             if word & 0xFFFF0000 == tag and word != UNKNOWN:
-                return index
+                return index, True
             if word == UNKNOWN and free is None:
                 free = index
         if free is not None:
-            return free
+            return free, False
         for index in range(start, start + WAYS - 1):
             words[index] = words[index + 1]
-        return start + WAYS - 1
+        return start + WAYS - 1, True
 
 
 class Order:
@@ -156,6 +175,7 @@ class Order:
         self._worker = worker
         self._others = [other for other in range(progress.workers) if other != worker]
         self._spool = spool
+        self._left = [progress.left(other) for other in self._others]
 
     def start(self, committed: int, settled: int) -> None:
         """Say where this worker begins."""
@@ -163,7 +183,10 @@ class Order:
 
     def come_home(self, tenant: str, device: str) -> tuple[int, int, Sequence[After]]:
         """Make this worker the home of a device; return (index, word, what its next group comes after)."""
-        index, word = self.homes.come_home(tenant, device)
+        index, word, known = self.homes.come_home(tenant, device)
+        if not known:
+            self._left = self.waits_for(self._left)
+            return index, word, self._left
         unsettled = [self._progress.unsettled(other) for other in self._others]
         return index, word, [after for after in unsettled if after is not None]
 

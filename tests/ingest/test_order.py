@@ -132,6 +132,22 @@ def test_a_spool_that_is_no_longer_there_is_not_waited_for(lock_fd: int) -> None
     assert node.workers[0].order.waits_for([later]) == [later]
 
 
+def test_a_device_that_is_new_waits_for_what_earlier_runs_left_only(lock_fd: int) -> None:
+    node = Node(lock_fd)
+    node.words = memoryview(bytearray(Homes.size(1000, WORKERS))).cast("I")
+    node.progress.introduce(1, 101, 7, 5)
+    for worker in node.workers:
+        worker.start()
+    node.progress.settled(1, 5)
+    first, second, third = node.workers
+    second.publish(1, 1)
+    second.commit()
+    assert first.order.come_home("acme", "2")[2] == [After(1, 101, 7)]
+    node.progress.settled(1, 7)
+    assert first.order.come_home("acme", "3")[2] == []
+    assert third.order.come_home("acme", "1")[2] == [After(1, 101, second.last)]
+
+
 def test_a_lone_worker_is_everybodys_home(lock_fd: int) -> None:
     words = memoryview(bytearray(Homes.size(10_000, 1))).cast("I")
     progress = Progress(memoryview(bytearray(Progress.size(1))).cast("q"))
