@@ -25,6 +25,9 @@ class Echo:
         assert len(data) == len(PACKET)
         self._wire.write(b"@\x02\0\x01")
 
+    def peer_left(self) -> None:
+        return
+
     def ended(self) -> None:
         return
 

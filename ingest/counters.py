@@ -49,6 +49,7 @@ class ConnectRefusal(enum.Enum):
     TENANT_CONNECTIONS = "tenant_connections"
     WILL_NOT_AUTHORISED = "will_not_authorised"
     DRAINING = "draining"
+    GONE = "gone"
     PROTOCOL = "protocol"
 
 

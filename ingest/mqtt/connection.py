@@ -86,6 +86,7 @@ class MqttConnection:
         "counted",
         "door",
         "due_s",
+        "gone",
         "key",
         "last_read_s",
         "peer",
@@ -108,6 +109,7 @@ class MqttConnection:
         self.closing: Closing | None = None
         self.counted = False
         self.stored = False
+        self.gone = False
         self.due_s = 0
         self.last_read_s = clock.monotonic_s()
         self._owed = 0
@@ -129,6 +131,10 @@ class MqttConnection:
         if session.attention:
             session.attention = False
             self._attend()
+
+    def peer_left(self) -> None:
+        """Hear that the peer has hung up, before the last of what it sent."""
+        self.gone = True
 
     def ended(self) -> None:
         """Hear that the wire is gone."""

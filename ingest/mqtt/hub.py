@@ -230,6 +230,11 @@ class Hub:
                 connection, ConnectRefusal.DRAINING, ReasonCode.SERVER_SHUTTING_DOWN, "shutting down"
             )
             return
+        if connection.gone and not connection.session.has_more():
+            # It waited in the kernel until its client gave up: it must not take over from the next try.
+            self.events.connect_refused(ConnectRefusal.GONE, "hung up", connection.peer.address)
+            connection.turn_away(b"")
+            return
         try:
             identity = self._authenticator.of_mqtt(connection.door, connection.peer, connect.password)
         except Unauthenticated as error:

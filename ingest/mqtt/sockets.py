@@ -24,6 +24,9 @@ LINGER_READS_MAX: Final = 16
 
 _READ: Final = select.EPOLLIN
 _WRITE: Final = select.EPOLLOUT
+_LEFT: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+"""The peer has hung up; what it sent before can still be read."""
+_WATCHED: Final = _READ | select.EPOLLRDHUP
 
 
 class Reader(Protocol):
@@ -31,6 +34,9 @@ class Reader(Protocol):
 
     def received(self, data: bytes) -> None:
         """Take what was read."""
+
+    def peer_left(self) -> None:
+        """Hear that the peer has hung up, before the last of what it sent."""
 
     def ended(self) -> None:
         """Hear that the wire is gone."""
@@ -126,7 +132,7 @@ class SocketWire:
     @property
     def events(self) -> int:
         """What the poll has to report, beside errors and hang-ups."""
-        reading = _READ if self.reading and not self.closing else 0
+        reading = _WATCHED if self.reading and not self.closing else 0
         return reading | (_WRITE if self._unsent is not None else 0)
 
 
@@ -144,7 +150,7 @@ class Sockets:
         """Take over a connected socket; `make` returns what it carries."""
         fd = peer.fileno()
         try:
-            self._poll.register(fd, _READ)
+            self._poll.register(fd, _WATCHED)
         except OSError:  # no memory, or no room for another watch: the peer may come back
             peer.close()
             return
@@ -189,6 +195,8 @@ class Sockets:
         if self._wires[wire.fd] is not wire:
             return
         if event & _READ and wire.events & _READ:
+            if event & _LEFT:
+                wire.reader.peer_left()
             try:
                 data = os.read(wire.fd, READ_BYTES)
             except BlockingIOError:

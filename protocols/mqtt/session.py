@@ -436,6 +436,10 @@ class ServerSession:
             self._released = []
         self._released.append(number)
 
+    def has_more(self) -> bool:
+        """Return whether something is kept that came behind the last packet."""
+        return self._tail is not None
+
     def take_output(self) -> bytes:
         """Return the answers that need not wait for the disk."""
         output = self._output

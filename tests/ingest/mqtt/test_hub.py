@@ -60,6 +60,27 @@ async def admitted(worker: RigWorker, data: bytes) -> Wire:
     return wire
 
 
+async def test_a_connect_whose_client_has_hung_up_takes_nothing_over(tmp_path: Path) -> None:
+    async with Rig(tmp_path) as rig:
+        there = await admitted(rig.workers[0], connect())
+        stale = Wire(rig.workers[0])
+        stale.connection.peer_left()
+        stale.send(connect())
+        assert stale.closed
+        assert not stale.said
+        assert not there.closed
+
+
+async def test_what_a_client_sends_at_once_with_its_connect_counts_though_it_has_hung_up(
+    tmp_path: Path,
+) -> None:
+    async with Rig(tmp_path) as rig:
+        hasty = Wire(rig.workers[0])
+        hasty.connection.peer_left()
+        hasty.send(connect() + qos_1(1, b"{}"))
+        assert session_present(hasty) is False
+
+
 async def test_the_ids_of_reads_that_share_a_group_are_all_stored(tmp_path: Path) -> None:
     async with Rig(tmp_path) as rig:
         [worker] = rig.workers
