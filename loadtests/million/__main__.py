@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Final
@@ -53,6 +54,7 @@ def main() -> int:
             cores=len(os.sched_getaffinity(0)),
             screen=screen,
         )
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nobody is left behind
         outcome = asyncio.run(run.run())
     console.print(figures_table(outcome.figures), highlight=False)
     console.print(promise_table(outcome.promise), highlight=False)
@@ -66,7 +68,7 @@ def _options() -> tuple[Options, Path, bool]:
     parser.add_argument("--devices", type=int, help="1,000,000, with TLS 100,000")
     parser.add_argument("--hold", type=float, default=300.0, help="seconds to publish for")
     parser.add_argument("--period", type=float, default=30.0, help="seconds between messages of a device")
-    parser.add_argument("--keep-alive", type=int, default=40, help="seconds")
+    parser.add_argument("--keep-alive", type=int, default=60, help="seconds")
     parser.add_argument("--tenants", type=int, default=10)
     parser.add_argument("--workers", type=int, default=0, help="of the gateway; 0: as descriptors ask for")
     parser.add_argument("--tls", action="store_true", help="mutual TLS, a certificate a device")
@@ -76,6 +78,7 @@ def _options() -> tuple[Options, Path, bool]:
     parser.add_argument("--p99-ms", type=float, default=250.0, help="the longest p99 of an acknowledgement")
     parser.add_argument("--stall", type=float, default=60.0, help="seconds without progress to give up after")
     parser.add_argument("--sink", choices=("null", "local"), default="null")
+    parser.add_argument("--linger", type=float, default=-1.0, help="spool.linger_s; below 0: by the workers")
     parser.add_argument("--settings", default="", help="further settings of the gateway, as TOML")
     parser.add_argument("--compiled", type=Path, help="run the gateway that is installed here")
     parser.add_argument("--folder", type=Path, default=Path("var/million/run"), help="emptied first")
@@ -99,6 +102,7 @@ def _options() -> tuple[Options, Path, bool]:
         p99_ms=values.p99_ms,
         stall_s=values.stall,
         sink=values.sink,
+        linger_s=values.linger,
         settings=values.settings,
         compiled=values.compiled.resolve() if values.compiled else None,
     )

@@ -5,7 +5,7 @@
  * descriptor limit lets it be. Once a tick the process fires timers and then reads all answers that are there:
  * a latency is thus reported up to one tick too high, never too low.
  *
- *     generator port=1883 first=0 count=19000 period_s=30 keep_alive_s=40 ...     (see `read_options`)
+ *     generator port=1883 first=0 count=19000 period_s=30 keep_alive_s=60 ...     (see `read_options`)
  *
  * With ca= and ca_key= it speaks mutual TLS: each device has a key and a certificate of its own, signed here, and
  * comes back with its session ticket. It takes commands on standard input, one a line, and ends with it:
@@ -75,7 +75,7 @@ static struct options {
     int port, first, count, tenants, keep_alive_s, opening_max;
     double period_s, back_off_s;
     const char *ca, *ca_key;
-} options = {.count = 1, .tenants = 10, .keep_alive_s = 40, .opening_max = 100, .period_s = 30, .back_off_s = 2};
+} options = {.count = 1, .tenants = 10, .keep_alive_s = 60, .opening_max = 100, .period_s = 30, .back_off_s = 2};
 
 static struct {
     uint64_t up, opening, sent, acknowledged, resent, late, pings, lost, refused, retried, strange, back;

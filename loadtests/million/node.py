@@ -26,9 +26,6 @@ PKI_DEADLINE_S: Final = 60.0
 OTHER_DESCRIPTORS: Final = 300
 """What a worker has beside its connections: spool, registry, log, and two a worker for mail."""
 DESCRIPTORS_A_WORKER: Final = 2
-LINGER_S: Final = 0.04
-LINGERING_WORKERS_MIN: Final = 4
-"""With many workers a core, groups of one message each would cost more than the messages."""
 SETTINGS: Final = """\
 [node]
 name = "million"
@@ -113,11 +110,19 @@ class Node:
     """One gateway process with its workers, in a folder of its own."""
 
     def __init__(
-        self, folder: Path, *, devices: int, workers: int, descriptors: int, compiled: Path | None
+        self,
+        folder: Path,
+        *,
+        devices: int,
+        workers: int,
+        descriptors: int,
+        linger_s: float,
+        compiled: Path | None,
     ) -> None:
         self._folder = folder
         self._devices = devices
         self._workers = workers
+        self._linger_s = linger_s
         self._connections_max = connections_max(descriptors, workers)
         self.port, self._admin = free_port(), free_port()
         self._settings = folder / "headworks.toml"
@@ -149,7 +154,7 @@ class Node:
             port=self.port,
             listener=MUTUAL.format(folder=self._folder) if tls else PLAIN,
             connections_max=self._connections_max,
-            linger_s=LINGER_S if self._workers > LINGERING_WORKERS_MIN else 0.0,
+            linger_s=self._linger_s,
             sink=sink,
             device_per_s=device_per_s,
             devices=self._devices,

@@ -19,10 +19,16 @@ from loadtests.million.promise import Part
 from loadtests.million.screen import Screen
 
 LOOK_S: Final = 0.5
+WARM_UP_PERIODS: Final = 1.5
+"""The first message of a device costs several times what the others do: after so long, each has sent it."""
 ANSWERS_S: Final = 30.0
 DELIVERED_S: Final = 60.0
 SPREAD: Final = 6
 """Connections land on workers by chance: standard deviations of room above the mean."""
+LINGER_A_WORKER_S: Final = 0.002
+LINGER_S_MAX: Final = 0.1
+LINGERING_WORKERS_MIN: Final = 4
+"""With many workers a core, groups of a few messages each would cost more than the messages."""
 GENERATOR_DESCRIPTORS: Final = 100
 OPENING_MAX: Final = 100
 OPENING_TLS_MAX: Final = 30
@@ -44,6 +50,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     p99_ms: float
     stall_s: float
     sink: str
+    linger_s: float
     settings: str
     compiled: Path | None
 
@@ -89,11 +96,17 @@ class Run:
             devices=options.devices,
             workers=self._workers,
             descriptors=descriptors,
+            linger_s=options.linger_s if options.linger_s >= 0 else self._linger_s(),
             compiled=options.compiled,
         )
         self._fleet = Fleet(program, self._shares, self._fleet_options())
         self._parts: list[Part] = []
         self._figures: dict[str, Any] = {}
+
+    def _linger_s(self) -> float:
+        if self._workers <= LINGERING_WORKERS_MIN:
+            return 0.0
+        return min(LINGER_S_MAX, LINGER_A_WORKER_S * self._workers)
 
     def _fleet_options(self) -> list[str]:
         options = self._options
@@ -178,23 +191,15 @@ class Run:
         connected = self._snapshot()
         self._figures["memory_connected"] = self._memory(before, idle, connected)
         await self._fleet.tell("publish")
+        await self._publish_for("warming up", WARM_UP_PERIODS * options.period_s)
+        await self._fleet.report()  # the histogram begins anew
         started = self._cpu()
         base = self._fleet.counts
-        loop = asyncio.get_running_loop()
-        began_s = loop.time()
-        self._screen.begin("holding", round(options.hold_s))
-        while (elapsed_s := loop.time() - began_s) < options.hold_s and self._well():
-            counts = self._fleet.counts
-            note = f"{counts.sent:,} sent, {counts.acknowledged:,} acknowledged, {counts.lost:,} lost"
-            self._screen.update(round(elapsed_s), round(options.hold_s), note, loop.time())
-            await asyncio.sleep(LOOK_S)
+        elapsed_s = await self._publish_for("holding", options.hold_s)
         ended = self._cpu()
         held = self._snapshot()
         counts = await self._quiet()
         status = await self._node.status()
-        self._screen.update(
-            round(options.hold_s), round(options.hold_s), f"{counts.sent:,} sent", loop.time()
-        )
         self._figures["memory_published"] = self._memory(before, idle, held)
         self._figures["hold"] = {
             "seconds": elapsed_s,
@@ -209,6 +214,18 @@ class Run:
         parts = promise.of_holding(options.devices, counts, status, p99_ms=options.p99_ms)
         self._parts += parts
         return self._well()
+
+    async def _publish_for(self, what: str, seconds: float) -> float:
+        """Show how messages come and go for so long, and return for how long it was."""
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        self._screen.begin(what, round(seconds))
+        while (elapsed_s := loop.time() - began_s) < seconds and self._well():
+            counts = self._fleet.counts
+            note = f"{counts.sent:,} sent, {counts.acknowledged:,} acknowledged, {counts.lost:,} lost"
+            self._screen.update(round(elapsed_s), round(seconds), note, loop.time())
+            await asyncio.sleep(LOOK_S)
+        return elapsed_s
 
     async def _storm(self) -> None:
         options = self._options
