@@ -22,6 +22,9 @@ UNSENT_BYTES_MAX: Final = 65_536
 LINGER_READS_MAX: Final = 16
 """How often a closing socket is read empty: unread bytes would make the kernel take our last words back."""
 
+CLOSED: Final = -1
+"""No descriptor: writing to it is an error like any other."""
+
 _READ: Final = select.EPOLLIN
 _WRITE: Final = select.EPOLLOUT
 _LEFT: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
@@ -124,6 +127,13 @@ class SocketWire:
         self.reading = True
         self._sockets.watch(self)
 
+    def forget_fd(self) -> None:
+        """Write nowhere any more: the number may soon be another connection's.
+
+        Until the reader hears of the end, commits still bring answers for it.
+        """
+        self._fd = CLOSED
+
     @property
     def fd(self) -> int:
         """The descriptor."""
@@ -163,7 +173,7 @@ class Sockets:
 
     def watch(self, wire: SocketWire) -> None:
         """Tell the poll what a wire waits for."""
-        if self._wires[wire.fd] is wire:
+        if wire.fd != CLOSED:
             self._poll.modify(wire.fd, wire.events)
 
     def _ready(self) -> None:
@@ -192,7 +202,7 @@ class Sockets:
         """See to everything but a plain read."""
         if event & _WRITE:
             wire.flush()
-        if self._wires[wire.fd] is not wire:
+        if wire.fd == CLOSED:
             return
         if event & _READ and wire.events & _READ:
             if event & _LEFT:
@@ -213,7 +223,7 @@ class Sockets:
     def end(self, wire: SocketWire) -> None:
         """Close a socket; what it carried hears of it in the next turn of the loop."""
         fd = wire.fd
-        if self._wires[fd] is not wire:
+        if fd == CLOSED:
             return
         self._wires[fd] = None
         wire.closing = True
@@ -224,6 +234,7 @@ class Sockets:
         except OSError:
             pass
         os.close(fd)
+        wire.forget_fd()
         self._loop.call_soon(wire.reader.ended)
 
     def close(self) -> None:

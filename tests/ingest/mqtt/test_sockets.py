@@ -91,6 +91,23 @@ async def test_a_peer_that_hangs_up_while_it_is_not_read_is_heard_later(pair: Pa
     assert (await pair.said(2))[:2] == ["left", "last"]
 
 
+async def test_an_answer_that_comes_after_the_end_reaches_nobody_else(pair: Pair) -> None:
+    old = pair.reader.wire
+    fd = old.fd
+    pair.sockets.end(old)  # its reader hears of it in the next turn; a commit may end before
+    again = Pair(pair.sockets)
+    assert again.reader.wire.fd == fd
+    old.write(b"@\x02\0\x01")
+    old.resume_reading()
+    old.close()
+    again.peer.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        again.peer.recv(4)
+    again.peer.send(b"new")
+    assert await again.said(1) == ["new"]
+    again.peer.close()
+
+
 async def test_a_descriptor_that_is_used_again_is_another_connection(pair: Pair) -> None:
     fd = pair.reader.wire.fd
     pair.reader.wire.close()
