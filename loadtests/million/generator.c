@@ -47,7 +47,7 @@
 #define ADDRESS_DEVICES 10000 /* devices of one source address; it has 28,000 ports */
 #define ATTEMPT_US 30000000   /* a connection that is not let in by then is given up, and tried again */
 #define BACK_OFF_MAX_US 60000000u
-#define LATE_US 100000
+#define LATE_US 1000000
 #define SLOTS 1024
 #define STDIN_KEY UINT32_MAX
 #define PAYLOAD                                                                                             \
