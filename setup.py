@@ -17,6 +17,7 @@ HOT = [
     "ingest/delivery/kinesis/sink.py",
     "ingest/mqtt/connection.py",
     "ingest/mqtt/sockets.py",
+    "ingest/order.py",
     "ingest/pipeline.py",
     "ingest/spool/group.py",
     "ingest/spool/spool.py",
@@ -24,6 +25,7 @@ HOT = [
     "protocols/mqtt/wire.py",
     "routing/limits/allowance.py",
     "routing/limits/bucket.py",
+    "routing/limits/shared_table.py",
 ]
 
 

@@ -44,6 +44,9 @@ class NoWire:
     def pause_reading(self) -> None:
         return
 
+    def has_unread(self) -> bool:
+        return False
+
     def resume_reading(self) -> None:
         return
 

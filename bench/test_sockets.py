@@ -41,7 +41,7 @@ class Echo:
 @pytest.fixture
 def rig() -> Iterator[tuple[Sockets, list[socket.socket]]]:
     loop = asyncio.new_event_loop()
-    sockets = Sockets(loop)
+    sockets = Sockets(loop, linger_s=0.0)
     peers = []
     for _ in range(CONNECTIONS):
         ours, theirs = socket.socketpair()
@@ -56,7 +56,7 @@ def rig() -> Iterator[tuple[Sockets, list[socket.socket]]]:
         peer.close()
 
 
-def test_ready(benchmark: Any, rig: tuple[Sockets, list[socket.socket]]) -> None:
+def test_turn(benchmark: Any, rig: tuple[Sockets, list[socket.socket]]) -> None:
     sockets, peers = rig
 
     def send() -> None:
@@ -64,7 +64,7 @@ def test_ready(benchmark: Any, rig: tuple[Sockets, list[socket.socket]]) -> None
             peer.send(PACKET)
 
     def read_and_answer() -> None:
-        sockets._ready()
+        sockets._turn()
 
     benchmark.pedantic(read_and_answer, setup=send, rounds=200)
     assert peers[0].recv(4) == b"@\x02\0\x01"

@@ -7,6 +7,7 @@ Which of these a listener takes is its `auth`. Synchronous: keys are fetched bes
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Callable
 from typing import Any, Final
@@ -34,6 +35,12 @@ class Peer(msgspec.Struct, frozen=True):
 
     address: str
     certificate: dict[str, Any] | None
+
+
+def peer_of_socket(sock: socket.socket, address: str) -> Peer:
+    """Return what a socket knows of its peer; with TLS, after the handshake."""
+    certificate = sock.getpeercert() if isinstance(sock, ssl.SSLSocket) else None
+    return Peer(address, certificate or None)
 
 
 def peer_of(transport: asyncio.BaseTransport) -> Peer:

@@ -6,22 +6,20 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Final
 
 from ingest.acceptor import Acceptor, listen
-from ingest.authentication import Door, Peer
+from ingest.authentication import Door, Peer, peer_of_socket
 from ingest.counters import ConnectRefusal
 from ingest.events import Events
 from ingest.gate import Gate
 from ingest.http.listener import HttpListener
-from ingest.mqtt.connection import MqttConnection, MqttProtocol
+from ingest.mqtt.connection import MqttConnection
 from ingest.mqtt.hub import Hub
 from ingest.mqtt.sockets import Sockets, SocketWire
 from ingest.settings import Listener, Settings, split_bind
+from ingest.tls.handshakes import Handshakes
 from ingest.tls.store import TlsStore, failure_of
 from routing.tenancy.identity import Credential
-
-RECEIVE_BUFFER_BYTES: Final = 262_144
 
 
 class Doors:
@@ -45,7 +43,9 @@ class Doors:
         self._http = http
         self._tls = tls
         self._events = events
-        self._buffer = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
+        self._handshakes = Handshakes(
+            asyncio.get_running_loop(), deadline_s=settings.tls.handshake_deadline_s
+        )
         self._acceptors: list[Acceptor] = []
         self._accepting: list[asyncio.Task[None]] = []
 
@@ -60,6 +60,7 @@ class Doors:
         """Accept nobody any more; connections that are open stay."""
         for acceptor in self._acceptors:
             acceptor.close()
+        self._handshakes.close()
 
     def cancel(self) -> None:
         """End what accepts."""
@@ -74,12 +75,12 @@ class Doors:
         settings = self._settings
         host, port = split_bind(listener.bind)
         door = Door(listener.bind, frozenset(map(Credential, listener.auth)))
-        mqtt, tls = listener.protocol == "mqtt", listener.tls != "off"
         return Acceptor(
             listen(host, port, backlog=settings.accept.backlog),
-            protocol=self._mqtt(door) if mqtt else self._http.protocol_factory(door),
-            tls=self._context(listener) if tls else None,
-            sockets=self._plain(door) if mqtt and not tls else None,
+            protocol=self._http.protocol_factory(door),
+            tls=self._context(listener) if listener.tls != "off" else None,
+            sockets=self._mqtt(door) if listener.protocol == "mqtt" else None,
+            handshakes=self._handshakes,
             handshake_deadline_s=settings.tls.handshake_deadline_s,
             handshakes_max=settings.tls.handshakes_max,
             gate=self._gate,
@@ -88,16 +89,13 @@ class Doors:
             failed=self._handshake_failed,
         )
 
-    def _mqtt(self, door: Door) -> Callable[[], asyncio.BaseProtocol]:
-        return lambda: MqttProtocol(self._hub, door, self._buffer)
-
-    def _plain(self, door: Door) -> Callable[[socket.socket, str], None]:
-        def connection(wire: SocketWire, name: str) -> MqttConnection:
-            made = MqttConnection(self._hub, wire, door, Peer(name, None))
+    def _mqtt(self, door: Door) -> Callable[[socket.socket, str], None]:
+        def connection(wire: SocketWire, peer: Peer) -> MqttConnection:
+            made = MqttConnection(self._hub, wire, door, peer)
             self._hub.made(made)
             return made
 
-        return lambda peer, name: self._sockets.add(peer, connection, name)
+        return lambda sock, name: self._sockets.add(sock, connection, peer_of_socket(sock, name))
 
     def _context(self, listener: Listener) -> Callable[[], ssl.SSLContext]:
         store = self._tls

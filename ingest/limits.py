@@ -25,15 +25,13 @@ class PipelineLimits(msgspec.Struct, frozen=True, kw_only=True):
 class SpoolLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What a spool may hold.
 
-    `linger_s` is how long a group waits for more before it is committed, 0 for the end of the turn of the
-    loop; `settle_s` is how long deletions wait to share a transaction.
+    `settle_s` is how long deletions wait for a group to be committed with.
     """
 
     bytes_max: int
     age_max_s: float
     group_bytes_max: int
     fresh_bytes_max: int
-    linger_s: float
     settle_s: float
 
 

@@ -26,7 +26,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Final
 
-import msgspec
+from ingest.records import After
 
 WAYS: Final = 4
 BUCKETS_A_DEVICE: Final = 2
@@ -37,14 +37,6 @@ LOCKS: Final = 64
 UNKNOWN: Final = 0
 WORDS: Final = 4
 """Of a worker: its spool, its last durable group, the last delivered, and the last that earlier runs left."""
-
-
-class After(msgspec.Struct, frozen=True, array_like=True):
-    """Come after group `group` of the spool `spool` (the random number of its file), kept by `worker`."""
-
-    worker: int
-    spool: int
-    group: int
 
 
 class Progress:

@@ -14,8 +14,6 @@ from typing import Final
 
 import msgspec
 
-from ingest.order import After
-
 START_BITS: Final = 32
 """Groups of one start of a worker; the bits above them count its starts, so that numbers only ever grow."""
 
@@ -40,6 +38,14 @@ class Run(msgspec.Struct, frozen=True, array_like=True, gc=False):
     received_at_ms: int
     count: int
     payloads: list[bytes]
+
+
+class After(msgspec.Struct, frozen=True, array_like=True):
+    """Come after group `group` of the spool `spool` (the random number of its file), kept by `worker`."""
+
+    worker: int
+    spool: int
+    group: int
 
 
 class Group(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -112,6 +112,7 @@ class Mqtt(_Section, frozen=True):
     wills_max: Count = 10_000
     takeover_deadline_s: Deadline = 10.0
     close_deadline_s: Deadline = 5.0
+    linger_s: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
 
 
 class Http(_Section, frozen=True):
@@ -134,7 +135,6 @@ class SpoolSection(_Section, frozen=True):
     bytes_max: Positive = 4 << 30
     age_max_s: Period = 7 * 86_400.0
     group_bytes_max: Payload = MIB
-    linger_s: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     full: Literal["pause", "refuse"] = "pause"
     dead_letters_max: Count = 100_000
     dead_letters_bytes_max: Count = 1 << 30

@@ -50,8 +50,8 @@ from routing.tenancy.registry import Registry
 TICK_S: Final = 1.0
 LETTERS_TICKS: Final = 10
 LAG_TICK_S: Final = 0.1
-SETTLE_S: Final = 0.05
-"""How long deletions of what is delivered wait for company."""
+SETTLE_S: Final = 0.25
+"""How long deletions of what is delivered wait for a group to be committed with."""
 HELD_GROUPS_MAX: Final = 16
 """How many groups' worth of publishes may wait for room in the spool."""
 JWKS_REFETCH_S: Final = 5.0
@@ -82,7 +82,7 @@ class Worker:
         self._events.worker_started()
         for table in (memory.devices, memory.tenants):
             if self._gauges[Gauge.EPOCH] > 1:
-                forget_worker(table, index, memory.workers)
+                forget_worker(table, index)
         data_dir = Path(settings.node.data_dir)
         path = data_dir / f"worker-{index}" / "spool.db"
         self._store = Store(path)
@@ -114,7 +114,7 @@ class Worker:
         )
         self._hub = self._make_hub()
         self._hub.load_sessions(self._store.rows(READ_SESSIONS))
-        self._sockets = Sockets(self._loop)
+        self._sockets = Sockets(self._loop, linger_s=settings.mqtt.linger_s)
         self._http = HttpListener(
             settings=settings.http,
             worker=index,
@@ -172,7 +172,6 @@ class Worker:
                 age_max_s=section.age_max_s,
                 group_bytes_max=section.group_bytes_max,
                 fresh_bytes_max=self._settings.sink.pending_bytes_max,
-                linger_s=section.linger_s,
                 settle_s=SETTLE_S,
             ),
             durable=self._order.committed,

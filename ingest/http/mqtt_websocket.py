@@ -22,7 +22,7 @@ SUBPROTOCOL: Final = "mqtt"
 UNSENT_BYTES_MAX: Final = 65_536
 
 
-class SocketWire:
+class WebSocketWire:
     """The `Wire` of a WebSocket: writes go out in order through one task."""
 
     def __init__(self, handler: Handler, socket: web.WebSocketResponse) -> None:
@@ -74,6 +74,10 @@ class SocketWire:
         self._reading = False
         self._turn.clear()
 
+    def has_unread(self) -> bool:
+        """Return False: a task of its own reads the socket."""
+        return False
+
     def resume_reading(self) -> None:
         """Take messages again."""
         self._reading = True
@@ -115,7 +119,7 @@ async def serve(
     if socket.ws_protocol != SUBPROTOCOL:
         await socket.close(code=1002, message=b"the subprotocol is mqtt")  # MQTT-6.0.0-3
         return socket
-    wire = SocketWire(handler, socket)
+    wire = WebSocketWire(handler, socket)
     assert handler.peer is not None
     connection = wire.connection = MqttConnection(hub, wire, handler.door, handler.peer)
     hub.made(connection)

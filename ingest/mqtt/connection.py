@@ -1,18 +1,16 @@
-"""Drives one MQTT session over a transport: bytes in, publishes to the pipeline, answers out.
+"""Drives one MQTT session over a wire: bytes in, publishes to the pipeline, answers out.
 
-- All connections of a loop share one receive buffer; it is consumed inside `buffer_updated`.
 - Answers to QoS 1 and 2 publishes leave by the spool, after the fsync.
 - While the spool has no room, publishes are held, up to a bound; then reading is paused.
 """
 
 from __future__ import annotations
 
-import asyncio
 import enum
-from typing import Final, Protocol, cast
+from typing import Final, Protocol
 
 from ingest import clock
-from ingest.authentication import Door, Peer, peer_of
+from ingest.authentication import Door, Peer
 from ingest.counters import Closing
 from ingest.mqtt.hub import Hub
 from ingest.mqtt.sessions import KeptSession
@@ -69,6 +67,9 @@ class Wire(Protocol):
 
     def resume_reading(self) -> None:
         """Call `received` again."""
+
+    def has_unread(self) -> bool:
+        """Return whether the peer has sent what `received` was not called with yet."""
 
 
 class MqttConnection:
@@ -407,50 +408,3 @@ class MqttConnection:
         """Return the will, once."""
         will, self.session.will = self.session.will, None
         return will
-
-
-class MqttProtocol(asyncio.BufferedProtocol):
-    """Lets a transport read into the loop's shared buffer and hand it to the connection."""
-
-    __slots__ = ("_buffer", "_door", "_hub", "connection")
-
-    def __init__(self, hub: Hub, door: Door, buffer: memoryview) -> None:
-        self._hub = hub
-        self._door = door
-        self._buffer = buffer
-        self.connection: MqttConnection | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start the session."""
-        wire = cast("asyncio.Transport", transport)  # uvloop's and aiofastnet's are not subclasses
-        self.connection = MqttConnection(self._hub, wire, self._door, peer_of(transport))
-        self._hub.made(self.connection)
-
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # the loop's own buffer is larger
-        """Return the buffer that all connections of the loop share."""
-        return self._buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """Consume what was read before anybody else reads."""
-        assert self.connection is not None
-        self.connection.received(bytes(self._buffer[:nbytes]))
-
-    def eof_received(self) -> bool:
-        """Close our side too."""
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # the reason changes nothing
-        """End the session."""
-        if self.connection is not None:
-            self.connection.ended()
-            self.connection = None
-
-    def pause_writing(self) -> None:
-        """Read no more from a peer that does not take its answers."""
-        if self.connection is not None:
-            self.connection.pause_writing()
-
-    def resume_writing(self) -> None:
-        """Read again."""
-        if self.connection is not None:
-            self.connection.resume_writing()

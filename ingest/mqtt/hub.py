@@ -177,6 +177,9 @@ class Hub:
             keep_alive_s += UNHEARD_S
         silent_s = now_s - connection.last_read_s
         if connection.session.keep_alive_s and silent_s >= keep_alive_s:
+            if not connection.paused and connection.wire.has_unread():
+                self._watch(connection, 1.0)  # it is we who are late
+                return
             connection.finish(Closing.KEEP_ALIVE, ReasonCode.KEEP_ALIVE_TIMEOUT, "silent for too long")
             return
         self._watch_open(connection, silent_s)

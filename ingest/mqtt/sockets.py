@@ -1,7 +1,12 @@
-"""Plain MQTT connections over one epoll of their own, which the loop watches as a single descriptor.
+"""MQTT connections over one epoll of their own, which the loop watches as a single descriptor.
 
 A read of a connection costs a system call and a call of `MqttConnection.received`, an answer a system call:
-no transport, no handle and no buffer of the loop's stands between (bench/side_by_side measures it).
+no transport, no handle and no buffer of the loop's stands between (bench/side_by_side measures it). With TLS,
+OpenSSL makes those calls: it has the descriptor, so that no second copy of the bytes and no memory of an idle
+connection is needed (decision 0014).
+
+With a linger, what comes after a turn waits in the kernel for that long: where many workers share few cores,
+a turn for each message would cost more than the message.
 
 Limits: one turn reads `EVENTS_MAX` connections of `READ_BYTES` each; a peer that does not take its answers
 is read no more beyond `UNSENT_BYTES_MAX`, and is closed when it has not taken them by a deadline of the hub.
@@ -10,14 +15,21 @@ is read no more beyond `UNSENT_BYTES_MAX`, and is closed when it has not taken t
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import fcntl
 import os
 import select
 import socket
+import ssl
+import termios
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 EVENTS_MAX: Final = 256
 READ_BYTES: Final = 65_536
+TLS_READ_BYTES: Final = 16_384
+"""A whole record (RFC 8446, 5.1), so that OpenSSL keeps nothing back that the poll does not know of."""
 UNSENT_BYTES_MAX: Final = 65_536
 LINGER_READS_MAX: Final = 16
 """How often a closing socket is read empty: unread bytes would make the kernel take our last words back."""
@@ -30,6 +42,12 @@ _WRITE: Final = select.EPOLLOUT
 _LEFT: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 """The peer has hung up; what it sent before can still be read."""
 _WATCHED: Final = _READ | select.EPOLLRDHUP
+_LATER: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+"""The socket, or the other half of a TLS record, is not there yet."""
+
+
+PeerT = TypeVar("PeerT")
+"""What is known of who is at the other end."""
 
 
 class Reader(Protocol):
@@ -64,12 +82,21 @@ class SocketWire:
         self.reading = True
         self.closing = False
 
+    def read(self) -> bytes | None:
+        """Return what has come, None for nothing yet, and nothing when it is over."""
+        try:
+            return os.read(self._fd, READ_BYTES)
+        except _LATER:
+            return None
+        except OSError:
+            return b""
+
     def write(self, data: bytes, /) -> None:
-        """Send `data`, now if the socket takes it. Hot: guarded by bench/test_sockets.py::test_ready."""
+        """Send `data`, now if the socket takes it. Hot: guarded by bench/test_sockets.py::test_turn."""
         if self._unsent is None:
             try:
-                sent = os.write(self._fd, data)
-            except BlockingIOError:
+                sent = self._send(data)
+            except _LATER:
                 sent = 0
             except OSError:
                 return  # the poll reports it, outside of whatever this answers
@@ -89,8 +116,8 @@ class SocketWire:
             return
         before = len(unsent)
         try:
-            del unsent[: os.write(self._fd, unsent)]
-        except BlockingIOError:
+            del unsent[: self._send(unsent)]
+        except _LATER:
             return
         except OSError:
             unsent.clear()
@@ -127,12 +154,24 @@ class SocketWire:
         self.reading = True
         self._sockets.watch(self)
 
-    def forget_fd(self) -> None:
-        """Write nowhere any more: the number may soon be another connection's.
+    def hang_up(self) -> None:
+        """Close the descriptor and write nowhere any more: its number may soon be another connection's.
 
         Until the reader hears of the end, commits still bring answers for it.
         """
-        self._fd = CLOSED
+        fd, self._fd = self._fd, CLOSED
+        _read_empty(fd)
+        os.close(fd)
+
+    def _send(self, data: bytes | bytearray) -> int:
+        return os.write(self._fd, data)
+
+    def has_unread(self) -> bool:
+        """Return whether something waits in the kernel."""
+        count = bytearray(4)
+        if self._fd != CLOSED:
+            fcntl.ioctl(self._fd, termios.FIONREAD, count)
+        return any(count)
 
     @property
     def fd(self) -> int:
@@ -141,35 +180,84 @@ class SocketWire:
 
     @property
     def events(self) -> int:
-        """What the poll has to report, beside errors and hang-ups."""
+        """What the poll has to report, beside errors and hang-ups: each once (epoll(7), edge-triggered)."""
+        return select.EPOLLET | self._awaited()
+
+    def _awaited(self) -> int:
         reading = _WATCHED if self.reading and not self.closing else 0
         return reading | (_WRITE if self._unsent is not None else 0)
 
 
-class Sockets:
-    """The driver of all plain MQTT sockets of a worker."""
+class TlsWire(SocketWire):
+    """The same with TLS, after its handshake."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    __slots__ = ("_tls",)
+
+    def __init__(self, sockets: Sockets, tls: ssl.SSLSocket) -> None:
+        super().__init__(sockets, tls.fileno())
+        self._tls = tls
+
+    def read(self) -> bytes | None:
+        """Return what has come, None for nothing yet, and nothing when it is over."""
+        try:
+            return self._tls.recv(TLS_READ_BYTES)
+        except _LATER:
+            return None
+        except OSError:
+            return b""
+
+    @property
+    def events(self) -> int:
+        """What the poll has to report, again and again: a record that was read says nothing of the next."""
+        return self._awaited()
+
+    def hang_up(self) -> None:
+        """Say that this is the end, and wait for no answer to that."""
+        with contextlib.suppress(OSError):
+            self._tls.unwrap()
+        _read_empty(self._fd)
+        self._fd = CLOSED
+        self._tls.close()
+
+    def _send(self, data: bytes | bytearray) -> int:
+        if self._fd == CLOSED:
+            raise OSError(errno.EBADF, "closed")
+        return self._tls.send(data)
+
+
+def _read_empty(fd: int) -> None:
+    with contextlib.suppress(OSError):
+        for _ in range(LINGER_READS_MAX):
+            if not os.read(fd, READ_BYTES):
+                break
+
+
+class Sockets:
+    """The driver of all MQTT sockets of a worker. It looks at them again `linger_s` after a turn."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, linger_s: float) -> None:
         self._loop = loop
+        self._linger_s = linger_s
         self._poll = select.epoll()
         self._wires: list[SocketWire | None] = []
         """By descriptor: they are dense, and so this takes less memory than a dict."""
+        self._closed = False
         loop.add_reader(self._poll.fileno(), self._ready)
 
-    def add(self, peer: socket.socket, make: Callable[[SocketWire, str], Reader], name: str) -> None:
-        """Take over a connected socket; `make` returns what it carries."""
-        fd = peer.fileno()
+    def add(self, sock: socket.socket, make: Callable[[SocketWire, PeerT], Reader], peer: PeerT) -> None:
+        """Take over a connected socket, of TLS after its handshake; `make` returns what it carries."""
+        wire = TlsWire(self, sock) if isinstance(sock, ssl.SSLSocket) else SocketWire(self, sock.detach())
+        fd = wire.fd
         try:
-            self._poll.register(fd, _WATCHED)
+            self._poll.register(fd, wire.events)
         except OSError:  # no memory, or no room for another watch: the peer may come back
-            peer.close()
+            wire.hang_up()
             return
-        wire = SocketWire(self, peer.detach())
         missing = fd + 1 - len(self._wires)
         if missing > 0:
             self._wires.extend([None] * missing)
         self._wires[fd] = wire
-        wire.reader = make(wire, name)
+        wire.reader = make(wire, peer)
 
     def watch(self, wire: SocketWire) -> None:
         """Tell the poll what a wire waits for."""
@@ -177,26 +265,46 @@ class Sockets:
             self._poll.modify(wire.fd, wire.events)
 
     def _ready(self) -> None:
-        """Read whoever has sent something. Hot: guarded by bench/test_sockets.py::test_ready."""
+        """Read whoever has sent something, then let the others wait for the linger."""
+        read = self._turn()
+        if self._linger_s and read < EVENTS_MAX and not self._closed:
+            self._loop.remove_reader(self._poll.fileno())
+            self._loop.call_later(self._linger_s, self._look_again)
+
+    def _look_again(self) -> None:
+        """Take another turn after a linger; if there is nothing to read, wait for what comes."""
+        if self._closed:
+            return
+        read = self._turn()
+        if not read:
+            self._loop.add_reader(self._poll.fileno(), self._ready)
+        elif read < EVENTS_MAX:
+            self._loop.call_later(self._linger_s, self._look_again)
+        else:
+            self._loop.call_soon(self._look_again)
+
+    def _turn(self) -> int:
+        """Read whoever has sent something; return how many there were.
+
+        Hot: guarded by bench/test_sockets.py::test_turn.
+        """
         wires = self._wires
-        read = os.read
-        for fd, event in self._poll.poll(0, EVENTS_MAX):
+        ready = self._poll.poll(0, EVENTS_MAX)
+        for fd, event in ready:
             wire = wires[fd]
             if wire is None:
                 continue  # closed by what was read before it
             if event == _READ:
-                try:
-                    data = read(fd, READ_BYTES)
-                except BlockingIOError:
-                    continue
-                except OSError:
-                    data = b""
+                data = wire.read()
                 if data:
                     wire.reader.received(data)
-                else:
+                    if len(data) == READ_BYTES:
+                        self.watch(wire)  # for what is left
+                elif data is not None:
                     self.end(wire)
             else:
                 self._attend(wire, event)
+        return len(ready)
 
     def _attend(self, wire: SocketWire, event: int) -> None:
         """See to everything but a plain read."""
@@ -207,16 +315,12 @@ class Sockets:
         if event & _READ and wire.events & _READ:
             if event & _LEFT:
                 wire.reader.peer_left()
-            try:
-                data = os.read(wire.fd, READ_BYTES)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
+            data = wire.read()
             if data:
                 wire.reader.received(data)
-                return
-            self.end(wire)
+                self.watch(wire)  # for what is left, and the end of it
+            elif data is not None:
+                self.end(wire)
         elif event & (select.EPOLLERR | select.EPOLLHUP):
             self.end(wire)
 
@@ -227,18 +331,12 @@ class Sockets:
             return
         self._wires[fd] = None
         wire.closing = True
-        try:
-            for _ in range(LINGER_READS_MAX):
-                if not os.read(fd, READ_BYTES):
-                    break
-        except OSError:
-            pass
-        os.close(fd)
-        wire.forget_fd()
+        wire.hang_up()
         self._loop.call_soon(wire.reader.ended)
 
     def close(self) -> None:
         """Close all of them."""
+        self._closed = True
         self._loop.remove_reader(self._poll.fileno())
         for wire in self._wires:
             if wire is not None:

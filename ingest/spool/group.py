@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from ingest.order import After
-from ingest.records import ENCODE_GROUP, Group, Run
+from ingest.records import ENCODE_GROUP, After, Group, Run
 from ingest.spool.store import SpoolError, Statement, StoredGroup
 
 

@@ -1,7 +1,6 @@
 """The spool of one worker: group commit on a writer thread, and what is stored until it is delivered.
 
-- The next commit starts when the last one ends, so a batch sizes itself to the disk; or when its group has
-  waited `linger_s` for more, where many workers share few cores and a commit costs more than its fsync.
+- The next commit starts when the last one ends, so a batch sizes itself to the disk.
 - `Waiter.durable` is called only after the fsync; this is the one place where "accepted" comes from.
 - At most `bytes_max` of groups are stored, none longer than `age_max_s`; beyond that the state is FULL.
 - A group that the disk refuses is kept and tried again; the state is BROKEN until it is stored.
@@ -142,8 +141,6 @@ class Spool:
     def when_room(self, resume: Callable[[], None]) -> None:
         """Call `resume` once the spool takes messages again, first come first served."""
         self._waiting_for_room[resume] = None
-        if self._limits.linger_s and self.scheduled:
-            self._start()  # who fills a group need not wait for more to come
 
     def waits_no_more(self, resume: Callable[[], None]) -> None:
         """Forget a call that `when_room` was asked for."""
@@ -168,22 +165,18 @@ class Spool:
         self._loose.extend(letters)
         self._freed_bytes += size
         self._freed_groups += 1
-        self._flush_soon()
+        if self.state is State.FULL:
+            self._flush()  # somebody waits for the room
+        else:
+            self._flush_soon()
 
     # The commit loop.
 
     def schedule(self) -> None:
-        """Commit the open group at the end of this turn of the loop, or after the commit under way.
-
-        With a linger it is not committed before that is over.
-        """
+        """Commit the open group at the end of this turn of the loop, or after the commit under way."""
         self.scheduled = True
         self.current.opened_s = clock.monotonic_s()
-        if self._busy:
-            return
-        if self._limits.linger_s:
-            self._loop.call_later(self._limits.linger_s, self._start)
-        else:
+        if not self._busy:
             self._loop.call_soon(self._start)
 
     def _flush_soon(self) -> None:
@@ -212,20 +205,11 @@ class Spool:
         opened = self.current
         if not opened:
             return
+        self._take_loose()
         self._busy = True
         sealed = opened.seal(self.node, self._store.boot)
         self.current = OpenGroup(opened.number + (sealed is not None))
         self._jobs.put(_Job(opened, sealed, opened.statements))
-
-    def _start_next(self) -> None:
-        """Start the commit of what came during the last, when it has waited for long enough."""
-        if self._limits.linger_s and self.scheduled:
-            due_s = self.current.opened_s + self._limits.linger_s
-            wait_s = due_s - clock.monotonic_s()
-            if wait_s > 0.0:
-                self._loop.call_later(wait_s, self._start)
-                return
-        self._start()
 
     def _write(self) -> None:
         """Run on the writer thread: one transaction at a time."""
@@ -243,7 +227,7 @@ class Spool:
             self._retry(job, error)
             return
         self._busy = False
-        self._start_next()  # the disk works while the answers go out
+        self._start()  # the disk works while the answers go out
         if job.stored is not None and job.group is not None:
             size = len(job.stored.body)
             self.last_committed = job.stored.number

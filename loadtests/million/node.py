@@ -38,7 +38,7 @@ bind = "127.0.0.1:{port}"
 {listener}
 [accept]
 connections_max = {connections_max}
-[spool]
+[mqtt]
 linger_s = {linger_s}
 [sink]
 kind = "{sink}"

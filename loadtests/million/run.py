@@ -25,10 +25,9 @@ ANSWERS_S: Final = 30.0
 DELIVERED_S: Final = 60.0
 SPREAD: Final = 6
 """Connections land on workers by chance: standard deviations of room above the mean."""
-LINGER_A_WORKER_S: Final = 0.002
-LINGER_S_MAX: Final = 0.1
-LINGERING_WORKERS_MIN: Final = 4
-"""With many workers a core, groups of a few messages each would cost more than the messages."""
+LINGER_S: Final = 0.1
+LINGERING_WORKERS_MIN: Final = 5
+"""With many workers a core, turns of a few messages each would cost more than the messages."""
 GENERATOR_DESCRIPTORS: Final = 100
 OPENING_MAX: Final = 100
 OPENING_TLS_MAX: Final = 30
@@ -104,9 +103,7 @@ class Run:
         self._figures: dict[str, Any] = {}
 
     def _linger_s(self) -> float:
-        if self._workers <= LINGERING_WORKERS_MIN:
-            return 0.0
-        return min(LINGER_S_MAX, LINGER_A_WORKER_S * self._workers)
+        return LINGER_S if self._workers >= LINGERING_WORKERS_MIN else 0.0
 
     def _fleet_options(self) -> list[str]:
         options = self._options
@@ -191,8 +188,13 @@ class Run:
         connected = self._snapshot()
         self._figures["memory_connected"] = self._memory(before, idle, connected)
         await self._fleet.tell("publish")
-        await self._publish_for("warming up", WARM_UP_PERIODS * options.period_s)
-        await self._fleet.report()  # the histogram begins anew
+        started = self._cpu()
+        warm_up_s = await self._publish_for("warming up", WARM_UP_PERIODS * options.period_s)
+        warm = await self._fleet.report()  # the histogram begins anew
+        self._figures["warm_up"] = {
+            "sent_per_s": warm.sent / warm_up_s,
+            **_cpu_between(started, self._cpu()),
+        }
         started = self._cpu()
         base = self._fleet.counts
         elapsed_s = await self._publish_for("holding", options.hold_s)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
@@ -236,12 +237,12 @@ class Meter:
         cap, workers = bounds.connections_max, bounds.workers
         with self._table.locked(self._key):
             row = self._row()
-            counts = _counts(row, workers) if row is not None else [0] * workers
+            counts = _counts(row) if row is not None else array("I", bytes(COUNT_BYTES * workers))
             if change > 0 and cap and sum(counts) >= cap:
                 return False
             counts[worker] = max(0, counts[worker] + change)
             tokens = TOKENS.unpack_from(row) if row else (bounds.burst, bounds.burst_bytes, 0.0)
-            self._put(TOKENS.pack(*tokens) + struct.pack(f"<{workers}I", *counts))
+            self._put(TOKENS.pack(*tokens) + counts.tobytes())
         return True
 
     def _row(self) -> bytes | None:
@@ -251,9 +252,8 @@ class Meter:
         if row is None:
             return self._own_row
         # Another worker found room meanwhile: to its row belong the connections that we counted.
-        workers = self._bounds.workers
-        counts = map(sum, zip(_counts(row, workers), _counts(self._own_row, workers), strict=True))
-        return row[: TOKENS.size] + struct.pack(f"<{workers}I", *counts)
+        counts = map(sum, zip(_counts(row), _counts(self._own_row), strict=True))
+        return row[: TOKENS.size] + array("I", counts).tobytes()
 
     def _read(self, now_s: float) -> tuple[bytes | None, float, float]:
         """Return the row, and its tokens with those of the lease that is still good."""
@@ -313,8 +313,9 @@ class Meter:
             self._own_row = row
 
 
-def _counts(row: bytes, workers: int) -> list[int]:
-    return list(struct.unpack_from(f"<{workers}I", row, TOKENS.size))
+def _counts(row: bytes) -> array[int]:
+    """Return the connections a worker of a row."""
+    return array("I", row[TOKENS.size :])
 
 
 def row_bytes(workers: int) -> int:
@@ -509,14 +510,14 @@ class Allowances:
             allowance.agree(agreed.device, agreed.meter, agreed.policy)
 
 
-def forget_worker(table: Table, worker: int, workers: int) -> None:
+def forget_worker(table: Table, worker: int) -> None:
     """Take the connections of a worker that died out of every row; its successor calls this first."""
     for key, seen in table.items():
-        if not _counts(seen, workers)[worker]:
+        if not _counts(seen)[worker]:
             continue
         with table.locked(key):
             row = table.get(key)  # again: until now, other workers may have written it
             if row is not None:
-                counts = _counts(row, workers)
+                counts = _counts(row)
                 counts[worker] = 0
-                table.put(key, row[: TOKENS.size] + struct.pack(f"<{workers}I", *counts))
+                table.put(key, row[: TOKENS.size] + counts.tobytes())

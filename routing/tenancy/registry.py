@@ -31,6 +31,11 @@ CREATE TABLE IF NOT EXISTS api_keys (
     id TEXT PRIMARY KEY, hash BLOB NOT NULL, tenant TEXT NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL,
     status TEXT NOT NULL, created_s REAL NOT NULL, expires_s REAL
 ) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS suspended_devices ON devices (tenant) WHERE status = 'suspended';
+"""
+ANYBODY_SUSPENDED: Final = """
+SELECT EXISTS (SELECT 1 FROM tenants WHERE status = 'suspended')
+    OR EXISTS (SELECT 1 FROM devices WHERE status = 'suspended')
 """
 DEFAULT_PLAN: Final = "default"
 
@@ -98,6 +103,8 @@ class Registry:
         except (OSError, sqlite3.Error) as error:
             raise RegistryError(f"cannot open {path}: {error}") from error
         self._version = self._data_version()
+        self._suspends: bool | None = None
+        """Whether anybody is suspended; None until somebody asks."""
 
     def _rows(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         try:
@@ -107,6 +114,7 @@ class Registry:
 
     def _change(self, sql: str, values: Sequence[Any]) -> int:
         """Change rows in a transaction of its own; return how many."""
+        self._suspends = None
         try:
             return self._connection.execute(sql, values).rowcount
         except sqlite3.Error as error:
@@ -119,6 +127,8 @@ class Registry:
         """Return whether another process has written since the last call."""
         version = self._data_version()
         changed, self._version = version != self._version, version
+        if changed:
+            self._suspends = None
         return changed
 
     # Tenants and devices.
@@ -178,7 +188,14 @@ class Registry:
         )
 
     def judge(self, tenant: str, device: str, *, registered_only: bool) -> Verdict:
-        """Say whether `device` of `tenant` may be served. Missing means closed when `registered_only`."""
+        """Say whether `device` of `tenant` may be served. Missing means closed when `registered_only`.
+
+        While nobody is suspended, what another process writes counts from the next call of `changed`.
+        """
+        if self._suspends is None:
+            self._suspends = bool(self._rows(ANYBODY_SUSPENDED)[0][0])
+        if not (self._suspends or registered_only):
+            return Verdict.ADMITTED
         [found] = self._rows(
             "SELECT (SELECT status FROM tenants WHERE name = ?1), "
             "(SELECT status FROM devices WHERE tenant = ?1 AND name = ?2)",

@@ -21,13 +21,16 @@ from ingest import clock
 from ingest.acceptor import GONE, OUT_OF_DESCRIPTORS, Acceptor, listen
 from ingest.counters import HandshakeFailure
 from ingest.gate import Gate
+from ingest.mqtt.sockets import Sockets, SocketWire
 from ingest.pki import DevelopmentCa
+from ingest.tls.handshakes import Handshakes
 from ingest.tls.material import TlsFiles, load
 from ingest.tls.store import failure_of
 
 DEADLINE_S = 20.0
 """For what has to happen; on a quiet machine all of it takes milliseconds."""
 P = ParamSpec("P")
+both_ways = pytest.mark.parametrize("handed", [False, True], ids=["transport", "socket"])
 
 
 def on_a_workers_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
@@ -68,7 +71,7 @@ class Door:
         self.acceptor: Acceptor
         self.task: asyncio.Task[None]
         self.port = 0
-        self.open: list[Connection] = []
+        self.open: list[Connection | Handed] = []
         self.opened_s: list[float] = []
         self.refused: list[tuple[str, str]] = []
         self.failed: list[HandshakeFailure] = []
@@ -93,6 +96,38 @@ class Connection(asyncio.Protocol):
         del exc
         self._door.open.remove(self)
 
+    def abort(self) -> None:
+        self.transport.abort()
+
+
+class Handed:
+    """Does the same with a socket that it is given."""
+
+    def __init__(self, door: Door, wire: SocketWire) -> None:
+        self._door = door
+        self._wire = wire
+        door.open.append(self)
+        door.opened_s.append(clock.monotonic_s())
+        wire.write(b"hello")
+
+    def received(self, data: bytes) -> None:
+        raise AssertionError(data)
+
+    def peer_left(self) -> None:
+        return
+
+    def ended(self) -> None:
+        self._door.open.remove(self)
+
+    def pause_writing(self) -> None:
+        raise AssertionError
+
+    def resume_writing(self) -> None:
+        raise AssertionError
+
+    def abort(self) -> None:
+        self._wire.abort()
+
 
 @contextlib.asynccontextmanager
 async def running(
@@ -101,9 +136,11 @@ async def running(
     gate: AskedGate | None = None,
     tls: ssl.SSLContext | None = None,
     sockets: Callable[[socket.socket, str], None] | None = None,
+    handed: bool = False,
     handshake_deadline_s: float = DEADLINE_S,
     handshakes_max: int = 1000,
 ) -> AsyncIterator[Door]:
+    """Run an acceptor; `handed` lets it hand over sockets, which are then read as a worker reads them."""
     door = Door(gate or AskedGate())
     sock = sock or listen("127.0.0.1", 0, backlog=100)
     door.port = sock.getsockname()[1]
@@ -113,11 +150,16 @@ async def running(
         door.accepted += 1
         return tls
 
+    driver = Sockets(asyncio.get_running_loop(), linger_s=0.0)
+    if handed:
+        sockets = lambda sock, name: driver.add(sock, lambda wire, _: Handed(door, wire), name)  # noqa: E731
+    handshakes = Handshakes(asyncio.get_running_loop(), deadline_s=handshake_deadline_s)
     door.acceptor = Acceptor(
         sock,
         protocol=lambda: Connection(door),
         sockets=sockets,
         tls=None if tls is None else context,
+        handshakes=handshakes,
         handshake_deadline_s=handshake_deadline_s,
         handshakes_max=handshakes_max,
         gate=door.gate,
@@ -129,9 +171,11 @@ async def running(
         door.task = tasks.create_task(door.acceptor.run())
         yield door
         door.task.cancel()
+    handshakes.close()
     for connection in list(door.open):
-        connection.transport.abort()
+        connection.abort()
     await until(lambda: not door.open)
+    driver.close()
 
 
 class Files:
@@ -187,11 +231,12 @@ async def heard(peer: socket.socket) -> bytes | None:
             return None
 
 
+@both_ways
 @on_a_workers_loop
 async def test_a_peer_that_says_nothing_is_closed_at_the_handshake_deadline(
-    files: Files, peers: Peers
+    files: Files, peers: Peers, *, handed: bool
 ) -> None:
-    async with running(tls=files.server, handshake_deadline_s=0.2) as door:
+    async with running(tls=files.server, handed=handed, handshake_deadline_s=0.2) as door:
         began_s = clock.monotonic_s()
         assert await heard(peers(door.port)) is None
         assert clock.monotonic_s() - began_s >= 0.19
@@ -200,9 +245,12 @@ async def test_a_peer_that_says_nothing_is_closed_at_the_handshake_deadline(
         assert not door.open
 
 
+@both_ways
 @on_a_workers_loop
-async def test_a_peer_that_speaks_slowly_meets_the_same_deadline(files: Files, peers: Peers) -> None:
-    async with running(tls=files.server, handshake_deadline_s=0.2) as door:
+async def test_a_peer_that_speaks_slowly_meets_the_same_deadline(
+    files: Files, peers: Peers, *, handed: bool
+) -> None:
+    async with running(tls=files.server, handed=handed, handshake_deadline_s=0.2) as door:
         peer = peers(door.port)
         record = b"\x16\x03\x01\x02\x00" + bytes(0x200)
         with contextlib.suppress(OSError):
@@ -215,10 +263,13 @@ async def test_a_peer_that_speaks_slowly_meets_the_same_deadline(files: Files, p
         assert await heard(peer) is None
 
 
+@both_ways
 @on_a_workers_loop
-async def test_a_peer_that_is_in_time_stays_beyond_the_deadline(files: Files, peers: Peers) -> None:
+async def test_a_peer_that_is_in_time_stays_beyond_the_deadline(
+    files: Files, peers: Peers, *, handed: bool
+) -> None:
     deadline_s = 1.0
-    async with running(tls=files.server, handshake_deadline_s=deadline_s) as door:
+    async with running(tls=files.server, handed=handed, handshake_deadline_s=deadline_s) as door:
         reader, writer = await asyncio.open_connection("localhost", door.port, ssl=files.device)
         assert await reader.readexactly(5) == b"hello"
         await heard(peers(door.port))  # a silent one, which began later, is over now
@@ -228,11 +279,12 @@ async def test_a_peer_that_is_in_time_stays_beyond_the_deadline(files: Files, pe
         await until(lambda: not door.open)
 
 
+@both_ways
 @on_a_workers_loop
 async def test_a_peer_that_hangs_up_in_its_handshake_is_counted_and_not_reported_to_the_loop(
-    files: Files, peers: Peers, caplog: pytest.LogCaptureFixture
+    files: Files, peers: Peers, caplog: pytest.LogCaptureFixture, *, handed: bool
 ) -> None:
-    async with running(tls=files.server) as door:
+    async with running(tls=files.server, handed=handed) as door:
         peers(door.port).close()
         reset = peers(door.port)
         reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
@@ -258,15 +310,16 @@ async def test_a_handler_of_errors_that_is_there_stays(peers: Peers) -> None:
     assert told == [{"message": "odd"}]
 
 
+@both_ways
 @pytest.mark.parametrize(
     "said",
     [b"GET / HTTP/1.1\r\n\r\n", b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x3c\x00\x00", b"\x80\x2e\x01" + bytes(60)],
 )
 @on_a_workers_loop
 async def test_a_peer_that_does_not_speak_tls_is_closed_at_once(
-    files: Files, peers: Peers, said: bytes
+    files: Files, peers: Peers, said: bytes, *, handed: bool
 ) -> None:
-    async with running(tls=files.server) as door:
+    async with running(tls=files.server, handed=handed) as door:
         peer = peers(door.port)
         peer.send(said)
         while await heard(peer):
@@ -275,9 +328,12 @@ async def test_a_peer_that_does_not_speak_tls_is_closed_at_once(
         assert not door.open
 
 
+@both_ways
 @on_a_workers_loop
-async def test_peers_beyond_the_most_handshakes_wait_in_the_backlog(files: Files, peers: Peers) -> None:
-    async with running(tls=files.server, handshakes_max=2) as door:
+async def test_peers_beyond_the_most_handshakes_wait_in_the_backlog(
+    files: Files, peers: Peers, *, handed: bool
+) -> None:
+    async with running(tls=files.server, handed=handed, handshakes_max=2) as door:
         silent = [peers(door.port) for _ in range(5)]
         connecting = asyncio.ensure_future(asyncio.open_connection("localhost", door.port, ssl=files.device))
         for ended in range(4):
@@ -467,9 +523,12 @@ async def test_close_during_a_pause_is_for_good(peers: Peers, caplog: pytest.Log
         assert not caplog.records
 
 
+@both_ways
 @on_a_workers_loop
-async def test_who_is_in_the_handshake_at_the_end_is_closed(files: Files, peers: Peers) -> None:
-    async with running(tls=files.server) as door:
+async def test_who_is_in_the_handshake_at_the_end_is_closed(
+    files: Files, peers: Peers, *, handed: bool
+) -> None:
+    async with running(tls=files.server, handed=handed) as door:
         peer = peers(door.port)
         await until(lambda: door.gate.handshakes == 1)
     assert await heard(peer) is None

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingest.order import WAYS, After, Homes, Order, Progress
+from ingest.order import WAYS, Homes, Order, Progress
+from ingest.records import After
 
 WORKERS = 3
 DEVICES = 12

@@ -90,7 +90,6 @@ class Rig:
                 age_max_s=1e9,
                 group_bytes_max=10_000,
                 fresh_bytes_max=0,
-                linger_s=0.0,
                 settle_s=0.0,
             ),
             durable=lambda _: None,

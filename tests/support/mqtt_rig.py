@@ -44,6 +44,7 @@ class Wire:
         self.closed = False
         self.reading = True
         self.takes = True
+        self.unread = False
         self.connection = MqttConnection(
             worker.hub, self, Door("rig", frozenset({Credential.JWT})), Peer("peer", None)
         )
@@ -74,6 +75,9 @@ class Wire:
 
     def pause_reading(self) -> None:
         self.reading = False
+
+    def has_unread(self) -> bool:
+        return self.unread
 
     def resume_reading(self) -> None:
         self.reading = True
@@ -115,7 +119,6 @@ class RigWorker:
                 age_max_s=1e9,
                 group_bytes_max=group_bytes_max,
                 fresh_bytes_max=1 << 20,
-                linger_s=0.0,
                 settle_s=0.0,
             ),
             durable=self.order.committed,

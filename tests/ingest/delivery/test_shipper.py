@@ -10,8 +10,8 @@ from pathlib import Path
 from ingest.delivery.shipper import Shipper
 from ingest.delivery.sink import Poison, SinkState
 from ingest.limits import SpoolLimits
-from ingest.order import After, Homes, Order, Progress
-from ingest.records import Encoding, Group, Run
+from ingest.order import Homes, Order, Progress
+from ingest.records import After, Encoding, Group, Run
 from ingest.spool.inspect import ledger
 from ingest.spool.reader import Reader
 from ingest.spool.spool import Spool
@@ -23,7 +23,6 @@ LIMITS = SpoolLimits(
     age_max_s=1e9,
     group_bytes_max=1 << 20,
     fresh_bytes_max=1 << 20,
-    linger_s=0.0,
     settle_s=0.0,
 )
 

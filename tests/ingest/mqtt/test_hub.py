@@ -336,6 +336,18 @@ async def test_a_silent_client_that_is_not_read_is_let_be_for_a_minute_more(tmp_
         assert wire.connection.closing is Closing.KEEP_ALIVE
 
 
+async def test_a_client_whose_packets_wait_in_the_kernel_is_not_silent(tmp_path: Path) -> None:
+    async with Rig(tmp_path) as rig:
+        [worker] = rig.workers
+        wire = await admitted(worker, connect())
+        wire.unread = True
+        worker.turn(95)
+        assert wire.connection.closing is None, "it is the worker that is late"
+        wire.unread = False
+        worker.turn(97)
+        assert wire.connection.closing is Closing.KEEP_ALIVE
+
+
 async def test_a_credential_ends_when_it_says_whatever_the_keep_alive(tmp_path: Path) -> None:
     async with Rig(tmp_path) as rig:
         [worker] = rig.workers

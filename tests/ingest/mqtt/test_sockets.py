@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import socket
+import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
-from ingest.mqtt.sockets import Sockets, SocketWire
+from ingest import clock
+from ingest.mqtt.sockets import READ_BYTES, Sockets, SocketWire
+from ingest.pki import DevelopmentCa
+from ingest.tls.material import TlsFiles, load
 
 
 class Heard:
@@ -37,8 +44,8 @@ class Heard:
 class Pair:
     """One connection: the peer's socket, and the reader of ours."""
 
-    def __init__(self, sockets: Sockets) -> None:
-        ours, self.peer = socket.socketpair()
+    def __init__(self, sockets: Sockets, ends: tuple[socket.socket, socket.socket] | None = None) -> None:
+        ours, self.peer = ends or socket.socketpair()
         ours.setblocking(False)
         self.sockets = sockets
         self.readers: list[Heard] = []
@@ -57,10 +64,54 @@ class Pair:
         return self.reader.said
 
 
+class Contexts:
+    """What the two ends of a TLS connection go by."""
+
+    def __init__(self, folder: Path) -> None:
+        ca = DevelopmentCa.create(folder)
+        server, device = ca.server(["localhost"]), ca.device("t", "d")
+        files = TlsFiles(
+            certificate=server.certificate, key=server.key, client_ca=ca.ca_path, crl=ca.crl_path
+        )
+        self.server = load(files, node_secret=b"s" * 32, now_s=clock.unix_s()).contexts[True, "mqtt"]
+        self.device = ssl.create_default_context(cafile=str(ca.ca_path))
+        self.device.load_cert_chain(device.certificate, device.key)
+
+    def connected(self) -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
+        """Return both ends of a connection, after the handshake."""
+        ours, theirs = socket.socketpair()
+        server = self.server.wrap_socket(ours, server_side=True, do_handshake_on_connect=False)
+        device = self.device.wrap_socket(theirs, server_hostname="localhost", do_handshake_on_connect=False)
+        waiting = [device, server]
+        for end in waiting:
+            end.setblocking(False)
+        while waiting:
+            for end in tuple(waiting):
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    end.do_handshake()
+                    waiting.remove(end)
+        device.settimeout(5)
+        return server, device
+
+
+@pytest.fixture(scope="module")
+def contexts(tmp_path_factory: pytest.TempPathFactory) -> Contexts:
+    return Contexts(tmp_path_factory.mktemp("pki"))
+
+
 @pytest.fixture
-async def pair() -> AsyncIterator[Pair]:
-    sockets = Sockets(asyncio.get_running_loop())
+async def plain() -> AsyncIterator[Pair]:
+    sockets = Sockets(asyncio.get_running_loop(), linger_s=0.0)
     made = Pair(sockets)
+    yield made
+    sockets.close()
+    made.peer.close()
+
+
+@pytest.fixture(params=["plain", "tls"])
+async def pair(request: pytest.FixtureRequest, contexts: Contexts) -> AsyncIterator[Pair]:
+    sockets = Sockets(asyncio.get_running_loop(), linger_s=0.0)
+    made = Pair(sockets, contexts.connected() if request.param == "tls" else None)
     yield made
     sockets.close()
     made.peer.close()
@@ -91,11 +142,11 @@ async def test_a_peer_that_hangs_up_while_it_is_not_read_is_heard_later(pair: Pa
     assert (await pair.said(2))[:2] == ["left", "last"]
 
 
-async def test_an_answer_that_comes_after_the_end_reaches_nobody_else(pair: Pair) -> None:
-    old = pair.reader.wire
+async def test_an_answer_that_comes_after_the_end_reaches_nobody_else(plain: Pair) -> None:
+    old = plain.reader.wire
     fd = old.fd
-    pair.sockets.end(old)  # its reader hears of it in the next turn; a commit may end before
-    again = Pair(pair.sockets)
+    plain.sockets.end(old)  # its reader hears of it in the next turn; a commit may end before
+    again = Pair(plain.sockets)
     assert again.reader.wire.fd == fd
     old.write(b"@\x02\0\x01")
     old.resume_reading()
@@ -108,14 +159,87 @@ async def test_an_answer_that_comes_after_the_end_reaches_nobody_else(pair: Pair
     again.peer.close()
 
 
-async def test_a_descriptor_that_is_used_again_is_another_connection(pair: Pair) -> None:
-    fd = pair.reader.wire.fd
-    pair.reader.wire.close()
-    assert await pair.said(1) == ["ended"]
-    again = Pair(pair.sockets)
+async def test_a_descriptor_that_is_used_again_is_another_connection(plain: Pair) -> None:
+    fd = plain.reader.wire.fd
+    plain.reader.wire.close()
+    assert await plain.said(1) == ["ended"]
+    again = Pair(plain.sockets)
     assert again.reader.wire.fd == fd
-    pair.reader.wire.pause_reading()
+    plain.reader.wire.pause_reading()
     again.peer.send(b"new")
     assert await again.said(1) == ["new"]
-    assert pair.reader.said == ["ended"]
+    assert plain.reader.said == ["ended"]
     again.peer.close()
+
+
+async def test_more_than_one_read_takes_is_read_to_its_end(pair: Pair) -> None:
+    sent = 3 * READ_BYTES + 5
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        tasks.create_task(asyncio.to_thread(pair.peer.sendall, b"x" * sent))
+        while sum(map(len, pair.reader.said)) < sent:
+            await asyncio.sleep(0.001)
+
+
+async def test_two_records_that_come_at_once_are_both_read(pair: Pair) -> None:
+    pair.reader.wire.pause_reading()
+    pair.peer.send(b"one")
+    pair.peer.send(b"two")
+    assert not pair.reader.said
+    assert pair.reader.wire.has_unread()
+    pair.reader.wire.resume_reading()
+    async with asyncio.timeout(5):
+        while "".join(pair.reader.said) != "onetwo":
+            await asyncio.sleep(0.001)
+    assert not pair.reader.wire.has_unread()
+
+
+async def test_what_a_slow_peer_does_not_take_goes_out_later_and_in_order(pair: Pair) -> None:
+    wire = pair.reader.wire
+    said = b"".join(number.to_bytes(4, "big") for number in range(500_000))
+    for start in range(0, len(said), 50_000):
+        wire.write(said[start : start + 50_000])
+    assert pair.reader.said == ["pause"]
+    wire.close()
+    heard = bytearray()
+    while len(heard) < len(said):
+        heard += await asyncio.to_thread(pair.peer.recv, 1 << 20)
+    assert heard == said
+    assert (await pair.said(3)) == ["pause", "resume", "ended"]
+
+
+async def test_a_peer_is_told_that_it_is_over(pair: Pair) -> None:
+    pair.reader.wire.write(b"bye")
+    pair.reader.wire.close()
+    assert await asyncio.to_thread(pair.peer.recv, 10) == b"bye"
+    assert await asyncio.to_thread(pair.peer.recv, 10) == b""  # with TLS: and not ended in mid-air
+    assert await pair.said(1) == ["ended"]
+
+
+async def test_noise_on_a_tls_connection_ends_it(contexts: Contexts) -> None:
+    sockets = Sockets(asyncio.get_running_loop(), linger_s=0.0)
+    made = Pair(sockets, contexts.connected())
+    os.write(made.peer.fileno(), b"this is no record")
+    assert await made.said(1) == ["ended"]
+    made.reader.wire.write(b"nobody hears this")
+    sockets.close()
+    made.peer.close()
+
+
+async def test_what_comes_while_a_worker_lingers_is_read_together_after_it() -> None:
+    sockets = Sockets(asyncio.get_running_loop(), linger_s=0.1)
+    made = Pair(sockets)
+    loop = asyncio.get_running_loop()
+    made.peer.send(b"1")
+    assert await made.said(1) == ["1"], "the first is read at once"
+    began_s = loop.time()
+    made.peer.send(b"2")
+    await asyncio.sleep(0.02)
+    made.peer.send(b"3")
+    assert await made.said(2) == ["1", "23"]
+    assert loop.time() - began_s >= 0.09
+    await asyncio.sleep(0.25)  # nothing comes any more: it waits for what does
+    made.peer.send(b"4")
+    assert await made.said(3) == ["1", "23", "4"]
+    sockets.close()
+    await asyncio.sleep(0.15)
+    made.peer.close()

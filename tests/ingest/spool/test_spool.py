@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from ingest.limits import SpoolLimits
@@ -19,7 +18,7 @@ from ingest.spool.spool import Spool, State, dead_letter
 from ingest.spool.store import SpoolError, Statement, Store, StoredGroup, settle
 
 LIMITS = SpoolLimits(
-    bytes_max=10_000, age_max_s=3600, group_bytes_max=5000, fresh_bytes_max=2000, linger_s=0.0, settle_s=0.001
+    bytes_max=10_000, age_max_s=3600, group_bytes_max=5000, fresh_bytes_max=2000, settle_s=0.001
 )
 
 
@@ -57,12 +56,12 @@ def run(tenant: str = "t", count: int = 1, size: int = 10) -> Run:
     return Run(tenant, "d", "s", Encoding.JSON, 1, count, [b"x" * size] * count)
 
 
-def make(folder: Path, linger_s: float = 0.0) -> tuple[Spool, FailingStore]:
+def make(folder: Path) -> tuple[Spool, FailingStore]:
     store = FailingStore(folder / "worker-0" / "spool.db")
     spool = Spool(
         store,
         node="n",
-        limits=msgspec.structs.replace(LIMITS, linger_s=linger_s),
+        limits=LIMITS,
         durable=lambda _: None,
         committed=lambda _: None,
         failed=lambda _: None,
@@ -112,47 +111,6 @@ async def test_an_answer_to_nothing_is_given_at_once(made: tuple[Spool, FailingS
     client = Client()
     made[0].answer(client, b"a")
     assert client.heard == [b"a"]
-
-
-async def test_a_group_waits_for_more_while_it_lingers(tmp_path: Path) -> None:
-    spool, _ = make(tmp_path, linger_s=0.05)
-    early, late = Client(), Client()
-    began_s = asyncio.get_running_loop().time()
-    for client, reply in ((early, b"1"), (late, b"2")):
-        spool.append(run(), 10)
-        spool.answer(client, reply)
-        await asyncio.sleep(0.02)
-        assert not client.heard
-    await until(lambda: early.heard and late.heard)
-    assert asyncio.get_running_loop().time() - began_s >= 0.05
-    assert ordinal(spool.last_committed) == 1
-    await spool.close()
-
-
-async def test_what_comes_during_a_commit_lingers_from_when_it_came(tmp_path: Path) -> None:
-    spool, _ = make(tmp_path, linger_s=0.05)
-    first, second = Client(), Client()
-    spool.append(run(), 10)
-    spool.answer(first, b"1")
-    await asyncio.sleep(0)
-    spool._start()
-    spool.append(run(), 10)
-    spool.answer(second, b"2")
-    began_s = asyncio.get_running_loop().time()
-    await until(lambda: first.heard)
-    assert not second.heard
-    await until(lambda: second.heard)
-    assert asyncio.get_running_loop().time() - began_s >= 0.04
-    await spool.close()
-
-
-async def test_a_full_group_does_not_linger(tmp_path: Path) -> None:
-    spool, _ = make(tmp_path, linger_s=10.0)
-    spool.append(run(size=LIMITS.group_bytes_max), LIMITS.group_bytes_max)
-    resumed: list[bool] = []
-    spool.when_room(lambda: resumed.append(True))
-    await until(lambda: resumed)
-    await spool.close()
 
 
 async def test_settled_groups_are_booked_as_delivered(

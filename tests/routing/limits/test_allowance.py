@@ -201,7 +201,7 @@ def test_connections_are_counted_over_workers_and_a_dead_one_is_taken_out() -> N
     first.close_connection("t", "b")
     assert second.open_connection("t", "c") is Over.NOBODY
     assert second.open_connection("t", "d") is Over.TENANT
-    forget_worker(tenants, 0, 2)
+    forget_worker(tenants, 0)
     assert second.open_connection("t", "d") is Over.NOBODY
 
 
@@ -448,5 +448,5 @@ def test_what_other_workers_write_while_a_dead_one_is_taken_out_stays() -> None:
         alive.close_connection("t", "d")
 
     devices.before_lock = close
-    forget_worker(devices, 0, 2)
+    forget_worker(devices, 0)
     assert counts_of(devices.get(DEVICE), 2) == (0, 0)
