@@ -10,7 +10,7 @@
  * With ca= and ca_key= it speaks mutual TLS: each device has a key and a certificate of its own, signed here, and
  * comes back with its session ticket. It takes commands on standard input, one a line, and ends with it:
  *
- *     publish        each device publishes every period, jittered, from a random point of the first period on
+ *     publish S      each device publishes every period, jittered, from a random point of the next S seconds on
  *     quiet          no more new messages; answers still come in
  *     drop SECONDS   all connections are reset now; each comes back within SECONDS of jittered back-off
  *     report         print the histograms, and begin them anew
@@ -40,8 +40,7 @@
 #include <openssl/x509v3.h>
 #endif
 
-#define TICK_US 5000
-#define WHEEL_TICKS (1 << 16) /* 328 s; what is due later is put on again */
+#define WHEEL_TICKS (1 << 16) /* 328 s at 5 ms; what is due later is put on again */
 #define NONE (-1)
 #define EVENTS_MAX 1024
 #define ADDRESS_DEVICES 10000 /* devices of one source address; it has 28,000 ports */
@@ -72,10 +71,10 @@ struct device {
 };
 
 static struct options {
-    int port, first, count, tenants, keep_alive_s, opening_max;
+    int port, first, count, tenants, keep_alive_s, opening_max, tick_us;
     double period_s, back_off_s;
     const char *ca, *ca_key;
-} options = {.count = 1, .tenants = 10, .keep_alive_s = 60, .opening_max = 100, .period_s = 30, .back_off_s = 2};
+} options = {.count = 1, .tenants = 10, .keep_alive_s = 60, .opening_max = 100, .tick_us = 5000, .period_s = 30, .back_off_s = 2};
 
 static struct {
     uint64_t up, opening, sent, acknowledged, resent, late, pings, lost, refused, retried, strange, back;
@@ -101,7 +100,7 @@ static double now_s(void) {
 /* Microseconds since the start; they wrap after 71 minutes, differences do not mind. */
 static uint32_t now_us(void) { return (uint64_t)((now_s() - began_s) * 1e6); }
 
-static uint32_t tick_of_us(uint64_t us) { return us / TICK_US; }
+static uint32_t tick_of_us(uint64_t us) { return us / options.tick_us; }
 
 static uint32_t tick_now(void) { return tick_of_us((uint64_t)((now_s() - began_s) * 1e6)); }
 
@@ -554,10 +553,10 @@ static void turn(void) {
 
 /* Commands. */
 
-static void begin_publishing(void) {
+static void begin_publishing(double within_s) {
     publishing = 1;
     for (int i = 0; i < options.count; i++) {
-        devices[i].publish_due = turned_to + 1 + tick_of_us(random_below(options.period_s * 1e6));
+        devices[i].publish_due = turned_to + 1 + tick_of_us(random_below(within_s * 1e6));
         if (devices[i].state == UP) watch_up(&devices[i]);
     }
 }
@@ -629,7 +628,7 @@ static void obey(void) {
     char *newline;
     while ((newline = memchr(line, '\n', have))) {
         *newline = 0;
-        if (!strcmp(line, "publish")) begin_publishing();
+        if (!strncmp(line, "publish ", 8)) begin_publishing(atof(line + 8));
         if (!strcmp(line, "quiet")) publishing = 0;
         if (!strncmp(line, "drop ", 5)) drop_all(atof(line + 5));
         if (!strcmp(line, "report")) print_counts(1);
@@ -650,6 +649,7 @@ static void read_options(int count, char **values) {
         else if (!strcmp(values[i], "tenants")) options.tenants = atoi(value);
         else if (!strcmp(values[i], "keep_alive_s")) options.keep_alive_s = atoi(value);
         else if (!strcmp(values[i], "opening_max")) options.opening_max = atoi(value);
+        else if (!strcmp(values[i], "tick_us")) options.tick_us = atoi(value);
         else if (!strcmp(values[i], "period_s")) options.period_s = atof(value);
         else if (!strcmp(values[i], "back_off_s")) options.back_off_s = atof(value);
         else if (!strcmp(values[i], "ca")) options.ca = value;
@@ -720,7 +720,7 @@ int main(int count, char **values) {
             printed_s = at_s;
             print_counts(0);
         }
-        uint32_t rest_us = TICK_US - (uint64_t)((at_s - began_s) * 1e6) % TICK_US;
+        uint32_t rest_us = options.tick_us - (uint64_t)((at_s - began_s) * 1e6) % options.tick_us;
         struct timespec rest = {.tv_nsec = rest_us * 1000};
         nanosleep(&rest, NULL);
     }

@@ -19,18 +19,23 @@ from loadtests.million.promise import Part
 from loadtests.million.screen import Screen
 
 LOOK_S: Final = 0.5
-WARM_UP_PERIODS: Final = 1.5
-"""The first message of a device costs several times what the others do: after so long, each has sent it."""
+RAMP_PERIODS: Final = 2.0
+"""Devices send their first message, which costs more than the others, at random points of so long a time."""
+WARM_UP_PERIODS: Final = 2.5
 ANSWERS_S: Final = 30.0
 DELIVERED_S: Final = 60.0
 SPREAD: Final = 6
 """Connections land on workers by chance: standard deviations of room above the mean."""
-LINGER_S: Final = 0.1
+LINGER_S: Final = 0.125
 LINGERING_WORKERS_MIN: Final = 5
 """With many workers a core, turns of a few messages each would cost more than the messages."""
 GENERATOR_DESCRIPTORS: Final = 100
 OPENING_MAX: Final = 100
 OPENING_TLS_MAX: Final = 30
+TICK_US: Final = 5000
+MANY_GENERATORS: Final = 8
+TICK_OF_MANY_US: Final = 20_000
+"""Generators look once a tick; with many of them on few cores, looking would cost more than what is there."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +117,7 @@ class Run:
             "tenants": options.tenants,
             "period_s": options.period_s,
             "keep_alive_s": options.keep_alive_s,
+            "tick_us": TICK_US if len(self._shares) <= MANY_GENERATORS else TICK_OF_MANY_US,
             "opening_max": OPENING_TLS_MAX if options.tls else OPENING_MAX,
         }
         if options.tls:
@@ -187,7 +193,7 @@ class Run:
         options = self._options
         connected = self._snapshot()
         self._figures["memory_connected"] = self._memory(before, idle, connected)
-        await self._fleet.tell("publish")
+        await self._fleet.tell(f"publish {RAMP_PERIODS * options.period_s}")
         started = self._cpu()
         warm_up_s = await self._publish_for("warming up", WARM_UP_PERIODS * options.period_s)
         warm = await self._fleet.report()  # the histogram begins anew
@@ -232,7 +238,7 @@ class Run:
     async def _storm(self) -> None:
         options = self._options
         loop = asyncio.get_running_loop()
-        await self._fleet.tell("publish")
+        await self._fleet.tell(f"publish {options.period_s}")
         await asyncio.sleep(min(5.0, options.period_s))
         lost = self._fleet.counts.lost
         started = self._cpu()
