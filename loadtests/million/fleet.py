@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 LINE_BYTES_MAX: Final = 1 << 20
-REPORT_DEADLINE_S: Final = 30.0
+REPORT_DEADLINE_S: Final = 120.0
 END_DEADLINE_S: Final = 60.0
 
 Histogram = list[tuple[int, int]]
