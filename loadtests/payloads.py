@@ -9,8 +9,8 @@ from loadtests.devices import Reading
 
 Kind = Literal["telemetry", "malformed", "oversize", "garbage"]
 """Garbage is not even a message of its protocol."""
-OVERSIZE: Final = 4096
-"""Bytes of an oversize payload; the stream that it goes to takes fewer."""
+OVERSIZE: Final = b'"meta":{%s},' % b",".join(b'"%c":"%s"' % (name, b"x" * 1000) for name in b"abcd")
+"""So much is in an oversize payload that the stream which it goes to takes less, though it is telemetry."""
 
 
 def payload_of(kind: Kind, readings: Sequence[Reading]) -> bytes:
@@ -21,6 +21,8 @@ def payload_of(kind: Kind, readings: Sequence[Reading]) -> bytes:
     )
     if kind == "malformed":
         return told.replace(b'"metrics"', b'"matrix"')
+    if kind == "oversize":
+        told = told.replace(b'"metrics"', OVERSIZE + b'"metrics"')
     if len(readings) > 1:
         told = b"[" + told + b"]"
-    return told.ljust(OVERSIZE) if kind == "oversize" else told
+    return told

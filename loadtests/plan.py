@@ -59,7 +59,8 @@ class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     offline_share: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
     offline_s: Positive = 5.0
     backlog_max: Count = 10_000
-    window: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 32
+    window: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 32
+    """Readings that it may be owed an answer for; MQTT 5 allows as many as the node's `receive_maximum`."""
     list_size: Count = 1
     """Readings in a message (HTTP and WebSocket)."""
     payload: Kind = "telemetry"
@@ -71,6 +72,8 @@ class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """What its messages may be refused for, by the names that the gateway has for it."""
     judged: bool = True
     """Whether the promised latency holds for it."""
+    once: bool = False
+    """What it sends again comes once all the same (HTTP, by its `Idempotency-Key`)."""
     turned_away: bool = False
     """It must never get in."""
 
@@ -135,7 +138,7 @@ class Promise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     p99_ms: Positive
     """Of the acknowledgements of the groups that are judged."""
     lost_max: Annotated[int, msgspec.Meta(ge=0)] = 0
-    duplicates_max: Annotated[int, msgspec.Meta(ge=0)] | None = 0
+    duplicates_max: Annotated[int, msgspec.Meta(ge=0)] | None = None
     """Of what devices sent again; None is as many as that. What was sent once never comes twice."""
     back_within_s: Positive | None = None
     """The longest that a device waited from a lost connection to its next acknowledgement."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import assert_never
 
@@ -23,6 +22,8 @@ class Happenings:
         self._node = node
         self._say = say
         self.node_was_killed = False
+        self.spooled: int | None = None
+        """How many messages waited at the end of an outage of the sink."""
 
     async def run(self, began_s: float) -> None:
         """Let them all happen; `began_s` is when the load began, by the loop's clock."""
@@ -36,7 +37,7 @@ class Happenings:
         node = self._node
         match event.what:
             case "sink_outage":
-                await asyncio.to_thread(self._outage, event.for_s)
+                await self._outage(event.for_s)
             case "kill_worker":
                 await node.kill_worker(event.worker)
             case "kill_node":
@@ -51,7 +52,8 @@ class Happenings:
             case _:
                 assert_never(event.what)
 
-    def _outage(self, for_s: float) -> None:
-        """Run in a thread, in which SQLite holds the file."""
+    async def _outage(self, for_s: float) -> None:
         with Outage(local_db(self._node)):
-            time.sleep(for_s)
+            await asyncio.sleep(for_s)
+            status = await self._node.status()
+            self.spooled = status.booked("spooled") if status is not None else 0

@@ -10,6 +10,7 @@ from typing import Final, Self
 import msgspec
 
 BUSY_S: Final = 20.0
+LOCK_S: Final = 2.0
 
 
 class _Payload(msgspec.Struct):
@@ -37,7 +38,7 @@ class Outage:
         self._connection: sqlite3.Connection | None = None
 
     def __enter__(self) -> Self:
-        self._connection = sqlite3.connect(self._path, isolation_level=None, timeout=BUSY_S)
+        self._connection = sqlite3.connect(self._path, isolation_level=None, timeout=LOCK_S)
         self._connection.execute("BEGIN IMMEDIATE")
         return self
 

@@ -112,11 +112,10 @@ class Run:
         if any(group.credential == "revoked" for group in plan.groups):
             await node.make_revoked()
         node.write_settings(settings_for(plan, node, self._target))
-        for tenant in plan.tenants:
-            await node.command(
-                "tenants", "add", tenant.name, "--plan", tenant.plan, "--config", str(node.settings)
-            )
         await node.start()
+        for tenant in plan.tenants:
+            on_plan = ("--plan", tenant.plan, "--config", str(node.settings))
+            await node.command("tenants", "add", tenant.name, *on_plan)
 
     async def _load(self, node: Node | None) -> Evidence:
         plan = self._plan
@@ -144,6 +143,7 @@ class Run:
             status=status,
             handshakes_failed=await asyncio.to_thread(self._handshakes_failed),
             restarted=happenings is not None and happenings.node_was_killed,
+            spooled=happenings.spooled if happenings is not None else None,
             foreign=node is None,
             grown_mb=grown / 1e6 if node is not None else None,
         )

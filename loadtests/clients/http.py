@@ -103,7 +103,7 @@ class HttpClient:
         return answers
 
     def _answer(self) -> Answer:
-        if self._status in ASK_AGAIN:
+        if self._status in ASK_AGAIN or not self._owed:
             raise Gone(f"{self._status} {self._reason()}")
         owed, self._owed = self._owed, ()
         return Answer(owed, "" if self._status == ACCEPTED else self._reason())

@@ -122,6 +122,11 @@ class Fleet:
         for shards in self._shards.values():
             yield from shards
 
+    def flush(self) -> None:
+        """Tell Locust what it has not been told yet."""
+        for shard in self._all():
+            shard.flush()
+
     @property
     def figures(self) -> Figures:
         """What is so now."""
@@ -133,6 +138,7 @@ class Fleet:
                     devices=len(shard.members),
                     up=shard.up,
                     open=0 if shard.group.turned_away or shard.group.payload == "garbage" else shard.open,
+                    measuring=len(shard.members) if shard.measuring else 0,
                     lost=seen.lost,
                     turned_away=seen.turned_away,
                     strange=seen.strange,
@@ -156,7 +162,7 @@ class Fleet:
                         device.sent,
                         [*device.unanswered, *flying, *waiting],
                         device.refused,
-                        device.repeated,
+                        [] if shard.group.once else device.repeated,
                     ),
                 )
 

@@ -17,6 +17,8 @@ IP_BIND_ADDRESS_NO_PORT: Final = 24
 RESET: Final = struct.pack("ii", 1, 0)
 READ_BYTES: Final = 65_536
 SLOW_BUFFER_BYTES: Final = 4096
+SLOW_SEGMENT_BYTES: Final = 536
+"""On the loopback's large segments the kernel would keep megabytes for a slow reader: nobody noticed."""
 
 
 class Lost(Exception):
@@ -71,6 +73,7 @@ class Link:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._slow:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SLOW_BUFFER_BYTES)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SLOW_SEGMENT_BYTES)
         try:
             if self._source is not None:
                 sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)

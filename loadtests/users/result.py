@@ -13,6 +13,9 @@ class Figures(msgspec.Struct, frozen=True):
     devices: int = 0
     up: int = 0
     open: int = 0
+    """Readings that are not answered."""
+    measuring: int = 0
+    """Devices that go on measuring."""
     lost: int = 0
     turned_away: int = 0
     strange: int = 0
@@ -23,7 +26,8 @@ class Figures(msgspec.Struct, frozen=True):
         return Figures(
             **{
                 field: getattr(self, field) + getattr(other, field)
-                for field in ("devices", "up", "open", "lost", "turned_away", "strange")
+                for field in self.__struct_fields__
+                if field != "back_longest_s"
             },
             back_longest_s=max(self.back_longest_s, other.back_longest_s),
         )

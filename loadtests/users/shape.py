@@ -51,18 +51,22 @@ class Conductor:
         self._figures: dict[str, Figures] = {}
         self._rows: dict[str, list[Row]] = {}
         self._missing: set[str] | None = None
+        """Workers that owe rows, or the report after them: Locust counts with it what the rows say."""
+        self._handed_over: set[str] = set()
         self._asked_s = 0.0
         self._settled = False
 
     def begin(self) -> None:
         """Note that a run begins."""
-        self._figures, self._rows, self._missing = {}, {}, None
+        self._figures, self._rows, self._missing, self._handed_over = {}, {}, None, set()
         if self._folder is not None:
             (self._folder / "began").write_text(repr(time.monotonic()))
 
     def hear(self, client: str, said: dict[str, Any]) -> None:
-        """Note a worker's figures."""
+        """Note a worker's figures, the last of which are those after its rows."""
         self._figures[client] = Figures(**said)
+        if self._missing is not None and client in self._handed_over:
+            self._missing.discard(client)
 
     @property
     def figures(self) -> Figures:
@@ -80,7 +84,7 @@ class Conductor:
         assert runner is not None
         if self._missing is None:
             figures = self.figures
-            self._settled = figures.devices > 0 and not figures.open
+            self._settled = figures.devices > 0 and not figures.open and not figures.measuring
             if not self._settled and not late:
                 return False
             workers = getattr(runner, "clients", None)
@@ -89,6 +93,7 @@ class Conductor:
             if workers is None:
                 for rows, last in handed_over(self._fleet):
                     self.take("local", rows, last=last)
+                self._missing.clear()
             else:
                 runner.send_message("hand_over", None)
         elif time.monotonic() > self._asked_s + HAND_OVER_DEADLINE_S:
@@ -103,8 +108,8 @@ class Conductor:
         """Take rows that a worker hands over."""
         for group, some in rows.items():
             self._rows.setdefault(group, []).extend(msgspec.convert(some, list[Row]))
-        if last and self._missing is not None:
-            self._missing.discard(client)
+        if last:
+            self._handed_over.add(client)
 
     def _write(self) -> None:
         if self._folder is None:
@@ -143,7 +148,11 @@ def _measured(entry: StatsEntry) -> Measured:
 
 
 def handed_over(fleet: Fleet) -> list[tuple[dict[str, list[Any]], bool]]:
-    """Return all rows of a process in messages that a master can take, and whether it is the last."""
+    """Return all rows of a process in messages that a master can take, and whether it is the last.
+
+    From then on Locust knows all that these rows are made of.
+    """
+    fleet.flush()
     messages: list[dict[str, list[Any]]] = [{}]
     size = 0
     for group, row in fleet.rows():

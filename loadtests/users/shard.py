@@ -150,9 +150,18 @@ class Shard:
         return sum(1 for member in self.members if member.phase is Phase.UP)
 
     @property
+    def measuring(self) -> bool:
+        """Whether its devices go on measuring."""
+        return self._now.measuring
+
+    @property
     def open(self) -> int:
         """How many readings are not answered."""
         return sum(len(member.device.waiting) + len(member.device.flying) for member in self.members)
+
+    def flush(self) -> None:
+        """Tell Locust what it has not been told yet."""
+        self._tally.flush()
 
     # The loop.
 
