@@ -46,8 +46,20 @@ def _free_plan() -> Plan:
     return Plan(what="As Locust says.", load_s=FOR_EVER_S, promise=Promise(p99_ms=FOR_EVER_S), groups=groups)
 
 
+def _campaign() -> Plan:
+    """Return the campaign, as large and as long as is asked for."""
+    devices, load_s, period_s = (
+        os.environ.get(f"LOADTESTS_{name}") for name in ("DEVICES", "DURATION", "PERIOD")
+    )
+    return plans.load(CAMPAIGN).scaled(
+        devices=int(devices) if devices else None,
+        load_s=float(load_s) if load_s else None,
+        period_s=float(period_s) if period_s else None,
+    )
+
+
 NAMES: Final = {"mqtt": "MqttShard", "http": "HttpDevice", "websocket": "WebSocketDevice", "api": "ApiCaller"}
-PLAN: Final = plans.load(CAMPAIGN) if CAMPAIGN else _free_plan()
+PLAN: Final = _campaign() if CAMPAIGN else _free_plan()
 FLEET: Final = Fleet(PLAN, shard_max=SHARD, seed=SEED)
 CLASSES: Final[dict[str, type[User]]] = {
     name: class_for(group, FLEET, SHARD, name)

@@ -17,7 +17,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     http: str = "127.0.0.1:8080"
     https: str = "127.0.0.1:8443"
     admin: str = "127.0.0.1:9090"
-    pki: str = "var/dev/pki"
+    pki: str = "var/pki"
 
     def address_for(self, group: Group) -> tuple[str, int]:
         """Return where devices of a group connect."""

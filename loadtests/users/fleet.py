@@ -77,11 +77,8 @@ class Fleet:
             return idle.pop()
         shards = self._shards.setdefault(group.name, [])
         _, size = group.shards(self._shard_max)
-        now_s = time.monotonic()
         members = [
-            self._member(
-                group, target, f"{group.name}-{worker}-{len(shards)}-{n}", len(shards) * size + n, now_s
-            )
+            self._member(group, target, worker, f"{len(shards)}-{n}", len(shards) * size + n)
             for n in range(size)
         ]
         shard = Shard(group, members, Tally(environment), self.now)
@@ -92,7 +89,9 @@ class Fleet:
         """Note that the user has left; the devices are there for the next."""
         self._idle.setdefault(shard.group.name, []).append(shard)
 
-    def _member(self, group: Group, target: Target, name: str, number: int, now_s: float) -> Member:
+    def _member(self, group: Group, target: Target, worker: int, place: str, number: int) -> Member:
+        now_s = time.monotonic()
+        name = f"{group.name}-{worker}-{place}"
         tenant = group.tenant if group.tenants == 1 else f"{group.tenant}-{number % group.tenants}"
         self._numbers += 1
         seed = random.Random(f"{self._seed} {name}").getrandbits(64)  # noqa: S311  # reproducible
@@ -108,15 +107,16 @@ class Fleet:
             context = self._signer.context(tenant, name, group.credential)
         link = Link(
             (host, port),
-            source=self._source() if ipaddress.ip_address(host).is_loopback else None,
+            source=self._source(worker) if _is_loopback(host) else None,
             context=context,
             slow=group.read_every_s > 0,
         )
         return Member(device, _client(group, tenant, name, f"{host}:{port}"), link, now_s)
 
-    def _source(self) -> str:
-        """Return an address of the loopback, which has 16 million."""
-        return str(ipaddress.IPv4Address(FIRST_SOURCE + self._numbers // DEVICES_A_SOURCE))
+    def _source(self, worker: int) -> str:
+        """Return an address of the loopback, which has 16 million: 256 a process."""
+        number = 256 * max(0, worker) + self._numbers // DEVICES_A_SOURCE
+        return str(ipaddress.IPv4Address(FIRST_SOURCE + number))
 
     def _all(self) -> Iterator[Shard]:
         for shards in self._shards.values():
@@ -165,6 +165,13 @@ class Fleet:
                         [] if shard.group.once else device.repeated,
                     ),
                 )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _client(group: Group, tenant: str, name: str, host: str) -> Client:

@@ -37,6 +37,7 @@ BACK_OFF_MOST_S: Final = 8.0
 GOODBYE_S: Final = 3.0
 OPENING_MAX: Final = 100
 """Connections that a shard opens at a time; the others wait for their turn."""
+OPENING_AGAIN_S: Final = 0.1
 MESSAGES_AT_ONCE: Final = 16
 WAIT_MOST_S: Final = 0.2
 BREATH_S: Final = 0.0
@@ -383,7 +384,7 @@ class Shard:
 
     def _connect(self, member: Member, now_s: float) -> None:
         if self._opening >= OPENING_MAX:
-            member.retry_s = now_s + 0.05
+            member.retry_s = now_s + OPENING_AGAIN_S * (1 + member.device.chance())
             return
         if member.tried_s == math.inf:
             member.tried_s = now_s
