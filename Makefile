@@ -6,13 +6,17 @@ DURATION ?= 0
 million_options = $(if $(DEVICES),--devices $(DEVICES)) $(if $(HOLD),--hold $(HOLD)) $(if $(PERIOD),--period $(PERIOD)) \
     $(if $(TLS),--tls) $(if $(STORM),--storm) $(if $(P99),--p99-ms $(P99)) $(if $(WORKERS),--workers $(WORKERS)) \
     $(if $(SINK),--sink $(SINK)) $(if $(JSON),--json)
+# What `make campaign` and `make campaigns` may be told: NAME DEVICES DURATION PERIOD P99 PROCESSES WEB JSON
+campaign_options = $(if $(DEVICES),--devices $(DEVICES)) $(if $(filter-out 0,$(DURATION)),--duration $(DURATION)) \
+    $(if $(PERIOD),--period $(PERIOD)) $(if $(P99),--p99-ms $(P99)) $(if $(PROCESSES),--processes $(PROCESSES)) \
+    $(if $(WEB),--web) $(if $(JSON),--json)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 SOURCES := $(shell find ingest protocols routing -name '*.py')
 AS_COMPILED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/compiled HEADWORKS_COMPILED=1
 
-.PHONY: help run test test-compiled setup compiled format lint types imports fuzz bench side-by-side million crash docs \
-    check lock clean
+.PHONY: help run test test-compiled setup compiled format lint types imports fuzz bench side-by-side million campaign \
+    campaigns crash docs check lock clean
 
 help:            ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -80,6 +84,12 @@ side-by-side: compiled  ## Compare with Mosquitto on one core, in turns (WITH=pu
 
 million: compiled ## Connect a million devices to one node and judge it (DEVICES=50000 HOLD=300 PERIOD=30 TLS=1 STORM=1)
 	@$(BIN)/python -m loadtests.million --compiled build/compiled $(million_options)
+
+campaign: setup  ## Run a load campaign with Locust and judge it (NAME=steady DEVICES=10000 DURATION=60 WEB=1 JSON=1)
+	@$(BIN)/python -m loadtests.campaign $(NAME) $(campaign_options)
+
+campaigns: setup ## Run all load campaigns, and sum up
+	@$(BIN)/python -m loadtests.campaign all $(campaign_options)
 
 crash: setup     ## Twenty rounds of kill -9 against the ledger
 	$(BIN)/python -m pytest tests/end_to_end/test_crash.py

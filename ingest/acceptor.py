@@ -199,6 +199,8 @@ class Acceptor:
             if isinstance(error, asyncio.CancelledError):
                 raise
             self._failed(error, name)
+            # aiofastnet's future keeps the error, whose frames keep the future and all of its buffers.
+            error.__traceback__ = None
         finally:
             self._handshakes -= 1
             self._gate.settled()

@@ -163,6 +163,9 @@ class Hub:
         if connection.closing is not None:
             connection.cut()
             return
+        if not connection.paused and self._is_late_for(connection, now_s):
+            self._watch(connection, 1.0)
+            return
         if connection.producer is None:
             peer = connection.peer.address
             self.events.connect_refused(ConnectRefusal.PROTOCOL, "no CONNECT in time", peer)
@@ -177,12 +180,14 @@ class Hub:
             keep_alive_s += UNHEARD_S
         silent_s = now_s - connection.last_read_s
         if connection.session.keep_alive_s and silent_s >= keep_alive_s:
-            if not connection.paused and connection.wire.has_unread():
-                self._watch(connection, 1.0)  # it is we who are late
-                return
             connection.finish(Closing.KEEP_ALIVE, ReasonCode.KEEP_ALIVE_TIMEOUT, "silent for too long")
             return
         self._watch_open(connection, silent_s)
+
+    @staticmethod
+    def _is_late_for(connection: MqttConnection, now_s: float) -> bool:
+        """Return whether a silent client has said something that this worker has not read yet."""
+        return now_s - connection.last_read_s >= 1.0 and connection.wire.has_unread()
 
     def _watch_open(self, connection: MqttConnection, silent_s: float = 0.0) -> None:
         """Look at an open connection when its keep-alive or its credential could be over."""

@@ -348,6 +348,18 @@ async def test_a_client_whose_packets_wait_in_the_kernel_is_not_silent(tmp_path:
         assert wire.connection.closing is Closing.KEEP_ALIVE
 
 
+async def test_a_connect_that_waits_in_the_kernel_is_not_too_late(tmp_path: Path) -> None:
+    async with Rig(tmp_path) as rig:
+        [worker] = rig.workers
+        wire = Wire(worker)
+        wire.unread = True
+        worker.turn(60)
+        assert not wire.closed, "it is the worker that is late"
+        wire.unread = False
+        worker.turn(62)
+        assert wire.closed
+
+
 async def test_a_credential_ends_when_it_says_whatever_the_keep_alive(tmp_path: Path) -> None:
     async with Rig(tmp_path) as rig:
         [worker] = rig.workers

@@ -1,0 +1,1 @@
+"""What devices say and hear, protocol by protocol: no sockets, no clock; bytes in, bytes and answers out."""

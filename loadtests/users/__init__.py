@@ -1,0 +1,1 @@
+"""Users for Locust: one greenlet drives thousands of devices."""
