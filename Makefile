@@ -14,7 +14,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := $(shell find ingest protocols routing -name '*.py')
 AS_COMPILED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/compiled HEADWORKS_COMPILED=1
 
-.PHONY: help run test test-compiled setup compiled format lint types imports fuzz bench side-by-side million crash docs \
+.PHONY: help run test test-compiled setup compiled format lint types imports fuzz bench side-by-side backlog million crash docs \
     check lock clean
 
 help:            ## Show the targets
@@ -80,6 +80,9 @@ bench: setup     ## Run the micro-benchmarks and compare with the last saved run
 
 side-by-side: compiled  ## Compare with Mosquitto on one core, in turns (ONLY=tls ROUNDS=5 WITH=pure JSON=1 SVG=file)
 	@$(BIN)/python -m bench.side_by_side.run $(side_by_side_options)
+
+backlog: compiled ## Drain a backlog of MESSAGES (5000000) while ingest goes on, and judge memory and pace (JSON=1)
+	@$(BIN)/python -m bench.backlog $(if $(MESSAGES),--messages $(MESSAGES)) $(if $(JSON),--json)
 
 million: compiled ## Connect a million devices to one node and judge it (DEVICES=50000 HOLD=300 PERIOD=30 TLS=1 STORM=1)
 	@$(BIN)/python -m loadtests.million --compiled build/compiled $(million_options)

@@ -90,6 +90,11 @@ class Generator:
         with self._process:  # closes its pipes, and waits
             pass
 
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
     def began(self) -> None:
         """Wait until it counts."""
         assert self._process.stdout is not None
