@@ -135,7 +135,7 @@ def test_the_chart_has_two_bars_for_each_case_that_both_have_run() -> None:
         each for each in picture.iter() if each.tag.endswith("rect") and each.get("height") == str(chart.BAR)
     ]
     assert [float(bar.get("width", "")) for bar in bars] == [chart.BAR_MAX, chart.BAR_MAX * 100 / 250]
-    assert "2.50 times" in "".join(picture.itertext())
+    assert "4.00 times" in "".join(picture.itertext())
 
 
 def test_two_workers_are_left_out_in_words_where_cores_are_missing() -> None:
