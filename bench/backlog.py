@@ -208,7 +208,7 @@ def run(messages: int, per_s: int, console: Console) -> Result:
     """Fill a spool and drain it."""
     # On the disk that the project is on: /tmp may be memory, where an fsync costs nothing.
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="."))).resolve()
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=servers.scratch()))).resolve()
         program = measure.build(folder)
         servers.pki(folder)
         port = servers.free_port()

@@ -49,7 +49,7 @@ def all_runs(
     """Measure everybody in turns; memory, which is the same each time, only in the first round."""
     runs: Runs = {}
     # On the disk that the project is on: /tmp may be memory, where an fsync costs nothing.
-    with tempfile.TemporaryDirectory(dir=".") as temporary, progress.status("") as status:
+    with tempfile.TemporaryDirectory(dir=servers.scratch()) as temporary, progress.status("") as status:
         folder = Path(temporary).resolve()
         program = measure.build(folder)
         servers.pki(folder)

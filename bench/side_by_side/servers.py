@@ -133,6 +133,13 @@ def wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     raise SystemExit(f"nobody listens on port {port}:\n{log.read_text()[-2000:]}")
 
 
+def scratch() -> Path:
+    """Return a folder for what a run leaves behind where it is cut off."""
+    folder = ROOT / "var"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 def pki(folder: Path) -> Path:
     """Make a CA and a certificate for the servers, and return their folder."""
     made = folder / "pki"
