@@ -10,13 +10,16 @@ million_options = $(if $(DEVICES),--devices $(DEVICES)) $(if $(HOLD),--hold $(HO
 campaign_options = $(if $(DEVICES),--devices $(DEVICES)) $(if $(filter-out 0,$(DURATION)),--duration $(DURATION)) \
     $(if $(PERIOD),--period $(PERIOD)) $(if $(P99),--p99-ms $(P99)) $(if $(PROCESSES),--processes $(PROCESSES)) \
     $(if $(WEB),--web) $(if $(JSON),--json)
+# What `make side-by-side` may be told: WITH=pure ONLY ROUNDS SECONDS JSON SVG
+side_by_side_options = $(WITH) $(addprefix --only ,$(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+    $(if $(SECONDS),--seconds $(SECONDS)) $(if $(JSON),--json) $(if $(SVG),--svg $(SVG))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 SOURCES := $(shell find ingest protocols routing -name '*.py')
 AS_COMPILED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/compiled HEADWORKS_COMPILED=1
 
-.PHONY: help run test test-compiled setup compiled format lint types imports fuzz bench side-by-side million campaign \
-    campaigns crash docs check lock clean
+.PHONY: help run test test-compiled setup compiled format lint types imports fuzz bench side-by-side backlog million \
+    campaign campaigns crash docs check lock clean
 
 help:            ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,9 +34,9 @@ setup: .setup-stamp  ## Install everything into .venv and node_modules
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	npm ci --silent --no-progress || echo "npm packages are missing: tests with mqtt.js and kinesis-local will be skipped"
-	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v mosquitto_pub && command -v cc; } >/dev/null; then \
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v mosquitto_pub && command -v cc && ls /usr/include/openssl/ssl.h; } >/dev/null; then \
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
-	        mosquitto mosquitto-clients gcc libc6-dev python3-dev >/dev/null; fi
+	        mosquitto mosquitto-clients gcc libc6-dev libssl-dev python3-dev >/dev/null; fi
 	@command -v mosquitto_pub >/dev/null || echo "mosquitto-clients is missing: its tests will be skipped"
 	touch $@
 
@@ -79,8 +82,11 @@ bench: setup     ## Run the micro-benchmarks and compare with the last saved run
 	    --benchmark-max-time=1 --benchmark-min-time=0.0001 \
 	    --benchmark-sort=name --benchmark-columns=min,median,mean,stddev --benchmark-time-unit=us
 
-side-by-side: compiled  ## Compare with Mosquitto on one core, in turns (WITH=pure: also without compiled modules)
-	$(BIN)/python -m bench.side_by_side.run $(WITH)
+side-by-side: compiled  ## Compare with Mosquitto on one core, in turns (ONLY=tls ROUNDS=5 WITH=pure JSON=1 SVG=file)
+	@$(BIN)/python -m bench.side_by_side.run $(side_by_side_options)
+
+backlog: compiled ## Drain a backlog of MESSAGES (5000000) while ingest goes on, and judge memory and pace (JSON=1)
+	@$(BIN)/python -m bench.backlog $(if $(MESSAGES),--messages $(MESSAGES)) $(if $(JSON),--json)
 
 million: compiled ## Connect a million devices to one node and judge it (DEVICES=50000 HOLD=300 PERIOD=30 TLS=1 STORM=1)
 	@$(BIN)/python -m loadtests.million --compiled build/compiled $(million_options)
