@@ -23,11 +23,17 @@ UNSENT_BYTES_MAX: Final = 65_536
 
 
 class WebSocketWire:
-    """The `Wire` of a WebSocket: writes go out in order through one task."""
+    """The `Wire` of a WebSocket: writes go out in order through one task.
+
+    Messages that are there together are read as one: a stream of MQTT packets is cut into messages at will
+    (MQTT-6.0.0-2).
+    """
 
     def __init__(self, handler: Handler, socket: web.WebSocketResponse) -> None:
         self._handler = handler
         self._socket = socket
+        self._loop = asyncio.get_running_loop()
+        self._in: list[bytes] = []
         self._out: list[bytes] = []
         self._unsent_bytes = 0
         self._wake = asyncio.Event()
@@ -36,6 +42,18 @@ class WebSocketWire:
         self._closing = False
         self._gone = False
         self.connection: MqttConnection
+
+    def take(self, data: bytes) -> None:
+        """Let the connection read `data` in the next turn of the loop, with all that is taken before that."""
+        if not self._in:
+            self._loop.call_soon(self.hand_over)
+        self._in.append(data)
+
+    def hand_over(self) -> None:
+        """Let the connection read what was taken."""
+        taken, self._in = self._in, []
+        if taken:
+            self.connection.received(b"".join(taken))
 
     def write(self, data: bytes, /) -> None:
         """Queue `data`; the connection hears when the peer does not take it."""
@@ -131,9 +149,10 @@ async def serve(
                 if message.type is not WSMsgType.BINARY:
                     await socket.close(code=1003, message=b"MQTT is binary")  # MQTT-6.0.0-1
                     break
-                connection.received(message.data)
+                wire.take(message.data)
                 if not await wire.may_go_on():
                     break
+            wire.hand_over()
             connection.ended()
             pump.cancel()
     finally:

@@ -24,7 +24,7 @@ from ingest import clock
 from ingest.delivery.envelope import envelopes
 from ingest.delivery.kinesis.aggregation import RECORD_OVERHEAD
 from ingest.delivery.kinesis.lane import Lane
-from ingest.delivery.kinesis.parts import Origin, Part
+from ingest.delivery.kinesis.parts import Origin, Part, held_bytes
 from ingest.delivery.kinesis.service import THROTTLES, Entry, Result, ServiceError
 from ingest.delivery.kinesis.shard_map import Shard, ShardMap, partition_key
 from ingest.delivery.sink import Poison, Settled, SinkState
@@ -126,13 +126,13 @@ class KinesisSink:
             key = partition_key(run.tenant, run.device)
             size = len(made[0]) if len(made) == 1 else sum(map(len, made))
             origin = Origin(run.tenant, run.device, run.stream, run.received_at_ms)
-            part = Part(number, first, key, made, size, origin)
+            part = Part(number, first, key, made, size, held_bytes(size, len(made)), origin)
             if size <= SURELY_SOUND_BYTES:
-                self._pending_bytes += size
+                self._pending_bytes += part.held
                 self._route(part)
                 continue
             for sound in self._without_poison(part):
-                self._pending_bytes += sound.bytes
+                self._pending_bytes += sound.held
                 self._route(sound)
         self._settle_if_done(group.number, pending)
         self._wake.set()
@@ -145,7 +145,8 @@ class KinesisSink:
         sound: list[Part] = []
         for position, envelope in enumerate(part.envelopes):
             index = part.first_index + position
-            one = Part(part.group, index, part.key, [envelope], len(envelope), part.origin)
+            size = len(envelope)
+            one = Part(part.group, index, part.key, [envelope], size, held_bytes(size, 1), part.origin)
             if one.bytes > room:
                 self._poison(one, "too_large_for_the_stream")
             else:
@@ -176,7 +177,7 @@ class KinesisSink:
 
     def _let_go(self, part: Part) -> None:
         """Make room: `part` is in the stream, or given up."""
-        self._pending_bytes -= part.bytes
+        self._pending_bytes -= part.held
         self._room.set()
 
     def _settle_if_done(self, number: int, pending: _Pending) -> None:
@@ -304,7 +305,7 @@ class KinesisSink:
         for number, of_group in itertools.groupby(parts, lambda part: part.group):
             pending = self._pending[number]
             for part in of_group:
-                self._pending_bytes -= part.bytes
+                self._pending_bytes -= part.held
                 pending.left -= len(part.envelopes)
             self._settle_if_done(number, pending)
         self._room.set()

@@ -23,7 +23,7 @@ from tests.support import ledger
 from tests.support.fault_kinesis import FaultKinesis, Faults
 
 LIMITS = KinesisLimits(
-    pending_bytes_max=200_000,
+    pending_bytes_max=800_000,
     record_bytes_max=4000,
     concurrency_max=4,
     call_deadline_s=0.5,
@@ -223,7 +223,7 @@ async def test_the_search_starts_from_what_was_refused_and_costs_its_shard_no_pa
 async def test_a_shard_that_refuses_everything_leaves_the_others_their_room() -> None:
     """Only its own records fill the window; whole groups that hold some of them would have filled it."""
     groups, sent = load(150, 20)
-    limits = msgspec.structs.replace(LIMITS, pending_bytes_max=150_000)
+    limits = msgspec.structs.replace(LIMITS, pending_bytes_max=600_000)
     async with FaultKinesis(shards=4, faults=Faults()) as kinesis, running(kinesis, limits) as run:
         hot = kinesis.shards[0]
         kinesis.refusing.add(hot.shard_id)
@@ -235,7 +235,7 @@ async def test_a_shard_that_refuses_everything_leaves_the_others_their_room() ->
         await run.until(lambda: run.sink.state().pending_records == len(of_hot), deadline_s=10)
         assert len(set(kinesis.arrived())) == len(sent) - len(of_hot)
         await run.until(lambda: run.sink.state().open_circuits == (hot.shard_id,))
-        assert run.sink.state().pending_bytes < 150_000
+        assert run.sink.state().pending_bytes < 600_000
         kinesis.refusing.clear()
         await run.until(lambda: len(run.settled) == len(groups))
     ledger.check(sent, sent, kinesis.arrived())
