@@ -5,8 +5,8 @@ no transport, no handle and no buffer of the loop's stands between (bench/side_b
 OpenSSL makes those calls: it has the descriptor, so that no second copy of the bytes and no memory of an idle
 connection is needed (decision 0014).
 
-With a linger, what comes after a turn waits in the kernel for that long: where many workers share few cores,
-a turn for each message would cost more than the message.
+With a linger, what comes waits in the kernel for the next tick: where many workers share few cores, a turn
+for each message would cost more than the message.
 
 Limits: one turn reads `EVENTS_MAX` connections of `READ_BYTES` each; a peer that does not take its answers
 is read no more beyond `UNSENT_BYTES_MAX`, and is closed when it has not taken them by a deadline of the hub.
@@ -233,7 +233,7 @@ def _read_empty(fd: int) -> None:
 
 
 class Sockets:
-    """The driver of all MQTT sockets of a worker. It looks at them again `linger_s` after a turn."""
+    """The driver of all MQTT sockets of a worker; it looks at them each `linger_s`, or when there is news."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, linger_s: float) -> None:
         self._loop = loop
@@ -242,7 +242,11 @@ class Sockets:
         self._wires: list[SocketWire | None] = []
         """By descriptor: they are dense, and so this takes less memory than a dict."""
         self._closed = False
-        loop.add_reader(self._poll.fileno(), self._ready)
+        if linger_s:
+            # Not watched by the loop: the kernel would look through all of it each time that begins again.
+            loop.call_later(linger_s, self._tick)
+        else:
+            loop.add_reader(self._poll.fileno(), self._turn)
 
     def add(self, sock: socket.socket, make: Callable[[SocketWire, PeerT], Reader], peer: PeerT) -> None:
         """Take over a connected socket, of TLS after its handshake; `make` returns what it carries."""
@@ -264,24 +268,14 @@ class Sockets:
         if wire.fd != CLOSED:
             self._poll.modify(wire.fd, wire.events)
 
-    def _ready(self) -> None:
-        """Read whoever has sent something, then let the others wait for the linger."""
-        read = self._turn()
-        if self._linger_s and read < EVENTS_MAX and not self._closed:
-            self._loop.remove_reader(self._poll.fileno())
-            self._loop.call_later(self._linger_s, self._look_again)
-
-    def _look_again(self) -> None:
-        """Take another turn after a linger; if there is nothing to read, wait for what comes."""
+    def _tick(self) -> None:
+        """Take a turn after each linger, and more at once while there is more than a turn takes."""
         if self._closed:
             return
-        read = self._turn()
-        if not read:
-            self._loop.add_reader(self._poll.fileno(), self._ready)
-        elif read < EVENTS_MAX:
-            self._loop.call_later(self._linger_s, self._look_again)
+        if self._turn() < EVENTS_MAX:
+            self._loop.call_later(self._linger_s, self._tick)
         else:
-            self._loop.call_soon(self._look_again)
+            self._loop.call_soon(self._tick)
 
     def _turn(self) -> int:
         """Read whoever has sent something; return how many there were.
