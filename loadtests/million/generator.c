@@ -10,7 +10,8 @@
  * With ca= and ca_key= it speaks mutual TLS: each device has a key and a certificate of its own, signed here, and
  * comes back with its session ticket. It takes commands on standard input, one a line, and ends with it:
  *
- *     publish S      each device publishes every period, jittered, from a random point of the next S seconds on
+ *     introduce      each device publishes its first message, no more at once than may connect at once
+ *     publish        each device publishes every period, jittered, from a random point of the first period on
  *     quiet          no more new messages; answers still come in
  *     drop SECONDS   all connections are reset now; each comes back within SECONDS of jittered back-off
  *     report         print the histograms, and begin them anew
@@ -84,7 +85,7 @@ static struct {
 static struct device *devices;
 static int32_t *wheel;
 static uint32_t turned_to;
-static int poll_fd, publishing, cursor, over;
+static int poll_fd, publishing, cursor, introducing, introduced, over;
 static double began_s;
 static uint64_t began_unix_ms;
 static uint64_t random_state;
@@ -553,10 +554,21 @@ static void turn(void) {
 
 /* Commands. */
 
-static void begin_publishing(double within_s) {
+/* Let the next devices publish for the first time; one that is away does it when it is back. */
+static void introduce(void) {
+    while (introduced < options.count && counts.sent - counts.acknowledged < (uint64_t)options.opening_max) {
+        struct device *it = &devices[introduced++];
+        if (it->state != UP || it->owed) continue;
+        it->seq++;
+        publish(it, 0);
+        if (it->state == UP) watch_up(it);
+    }
+}
+
+static void begin_publishing(void) {
     publishing = 1;
     for (int i = 0; i < options.count; i++) {
-        devices[i].publish_due = turned_to + 1 + tick_of_us(random_below(within_s * 1e6));
+        devices[i].publish_due = turned_to + 1 + tick_of_us(random_below(options.period_s * 1e6));
         if (devices[i].state == UP) watch_up(&devices[i]);
     }
 }
@@ -628,7 +640,8 @@ static void obey(void) {
     char *newline;
     while ((newline = memchr(line, '\n', have))) {
         *newline = 0;
-        if (!strncmp(line, "publish ", 8)) begin_publishing(atof(line + 8));
+        if (!strcmp(line, "introduce")) introducing = 1;
+        if (!strcmp(line, "publish")) begin_publishing();
         if (!strcmp(line, "quiet")) publishing = 0;
         if (!strncmp(line, "drop ", 5)) drop_all(atof(line + 5));
         if (!strcmp(line, "report")) print_counts(1);
@@ -714,6 +727,7 @@ int main(int count, char **values) {
     while (!over) {
         turn();
         while (cursor < options.count && counts.opening < (uint64_t)options.opening_max) begin(&devices[cursor++]);
+        if (introducing) introduce();
         poll_once();
         double at_s = now_s();
         if (at_s - printed_s >= 1) {

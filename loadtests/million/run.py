@@ -19,9 +19,8 @@ from loadtests.million.promise import Part
 from loadtests.million.screen import Screen
 
 LOOK_S: Final = 0.5
-RAMP_PERIODS: Final = 2.0
-"""Devices send their first message, which costs more than the others, at random points of so long a time."""
-WARM_UP_PERIODS: Final = 2.5
+WARM_UP_PERIODS: Final = 0.5
+"""How long devices publish before it counts, when each has sent its first message."""
 ANSWERS_S: Final = 30.0
 DELIVERED_S: Final = 60.0
 SPREAD: Final = 6
@@ -193,14 +192,10 @@ class Run:
         options = self._options
         connected = self._snapshot()
         self._figures["memory_connected"] = self._memory(before, idle, connected)
-        await self._fleet.tell(f"publish {RAMP_PERIODS * options.period_s}")
-        started = self._cpu()
-        warm_up_s = await self._publish_for("warming up", WARM_UP_PERIODS * options.period_s)
-        warm = await self._fleet.report()  # the histogram begins anew
-        self._figures["warm_up"] = {
-            "sent_per_s": warm.sent / warm_up_s,
-            **_cpu_between(started, self._cpu()),
-        }
+        await self._introduce()
+        await self._fleet.tell("publish")
+        await self._publish_for("warming up", WARM_UP_PERIODS * options.period_s)
+        await self._fleet.report()  # the histogram begins anew
         started = self._cpu()
         base = self._fleet.counts
         elapsed_s = await self._publish_for("holding", options.hold_s)
@@ -223,6 +218,25 @@ class Run:
         self._parts += parts
         return self._well()
 
+    async def _introduce(self) -> None:
+        """Let each device send its first message, which costs several times what the others do."""
+        devices = self._options.devices
+        loop = asyncio.get_running_loop()
+        started, began_s = self._cpu(), loop.time()
+        await self._fleet.tell("introduce")
+        await self._watch(
+            "first messages",
+            devices,
+            lambda counts: counts.acknowledged,
+            lambda counts: f"{counts.lost:,} lost",
+        )
+        seconds = loop.time() - began_s
+        self._figures["first_messages"] = {
+            "seconds": seconds,
+            "sent_per_s": self._fleet.counts.sent / seconds,
+            **_cpu_between(started, self._cpu()),
+        }
+
     async def _publish_for(self, what: str, seconds: float) -> float:
         """Show how messages come and go for so long, and return for how long it was."""
         loop = asyncio.get_running_loop()
@@ -238,7 +252,7 @@ class Run:
     async def _storm(self) -> None:
         options = self._options
         loop = asyncio.get_running_loop()
-        await self._fleet.tell(f"publish {options.period_s}")
+        await self._fleet.tell("publish")
         await asyncio.sleep(min(5.0, options.period_s))
         lost = self._fleet.counts.lost
         started = self._cpu()
