@@ -12,7 +12,7 @@ import msgspec
 
 LINE_BYTES_MAX: Final = 1 << 20
 REPORT_DEADLINE_S: Final = 120.0
-END_DEADLINE_S: Final = 60.0
+END_DEADLINE_S: Final = 180.0
 
 Histogram = list[tuple[int, int]]
 """Counts of what took at most so many microseconds, and more than the entry before."""
