@@ -25,7 +25,6 @@ HOT = [
     "protocols/mqtt/wire.py",
     "routing/limits/allowance.py",
     "routing/limits/bucket.py",
-    "routing/limits/shared_table.py",
 ]
 
 
