@@ -272,10 +272,14 @@ class Sockets:
         """Take a turn after each linger, and more at once while there is more than a turn takes."""
         if self._closed:
             return
-        if self._turn() < EVENTS_MAX:
-            self._loop.call_later(self._linger_s, self._tick)
-        else:
-            self._loop.call_soon(self._tick)
+        read = EVENTS_MAX
+        try:
+            read = self._turn()
+        finally:
+            if read < EVENTS_MAX:
+                self._loop.call_later(self._linger_s, self._tick)
+            else:
+                self._loop.call_soon(self._tick)
 
     def _turn(self) -> int:
         """Read whoever has sent something; return how many there were.
@@ -283,22 +287,36 @@ class Sockets:
         Hot: guarded by bench/test_sockets.py::test_turn.
         """
         wires = self._wires
+        wire: SocketWire | None = None
         ready = self._poll.poll(0, EVENTS_MAX)
-        for fd, event in ready:
-            wire = wires[fd]
-            if wire is None:
-                continue  # closed by what was read before it
-            if event == _READ:
-                data = wire.read()
-                if data:
-                    wire.reader.received(data)
-                    if len(data) == READ_BYTES:
-                        self.watch(wire)  # for what is left
-                elif data is not None:
-                    self.end(wire)
-            else:
-                self._attend(wire, event)
+        try:
+            for fd, event in ready:
+                wire = wires[fd]
+                if wire is None:
+                    continue  # closed by what was read before it
+                if event == _READ:
+                    data = wire.read()
+                    if data:
+                        wire.reader.received(data)
+                        if len(data) == READ_BYTES:
+                            self.watch(wire)  # for what is left
+                    elif data is not None:
+                        self.end(wire)
+                else:
+                    self._attend(wire, event)
+        except BaseException:
+            self._abandon(wire, ready)
+            raise
         return len(ready)
+
+    def _abandon(self, wire: SocketWire | None, ready: list[tuple[int, int]]) -> None:
+        """Close whose words we could not handle, and have the others of the turn reported once more."""
+        if wire is not None:
+            self.end(wire)
+        for fd, _ in ready:
+            other = self._wires[fd]
+            if other is not None:
+                self.watch(other)
 
     def _attend(self, wire: SocketWire, event: int) -> None:
         """See to everything but a plain read."""

@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -251,6 +252,31 @@ async def test_a_worker_that_lingers_takes_turns_at_once_while_there_is_more() -
     for pair in pairs:
         assert await pair.said(1) == ["1"]
     assert asyncio.get_running_loop().time() - began_s < 0.39, "within one linger, not two"
+    sockets.close()
+    for pair in pairs:
+        pair.peer.close()
+
+
+@pytest.mark.parametrize("linger_s", [0.0, 0.01])
+async def test_a_failure_of_ours_closes_one_connection_and_no_other_is_forgotten(linger_s: float) -> None:
+    loop = asyncio.get_running_loop()
+    failures: list[Any] = []
+    loop.set_exception_handler(lambda _, context: failures.append(context["exception"]))
+    sockets = Sockets(loop, linger_s=linger_s)
+    pairs = [Pair(sockets) for _ in range(8)]
+
+    def fail(data: bytes) -> None:
+        raise ValueError(data)
+
+    pairs[3].reader.received = fail  # type: ignore[method-assign]
+    for pair in pairs:
+        pair.peer.send(b"1")
+    for pair in pairs[:3] + pairs[4:]:
+        assert await pair.said(1) == ["1"]
+    assert await pairs[3].said(1) == ["ended"]
+    pairs[0].peer.send(b"2")
+    assert await pairs[0].said(2) == ["1", "2"]
+    assert [type(failure) for failure in failures] == [ValueError]
     sockets.close()
     for pair in pairs:
         pair.peer.close()
