@@ -79,7 +79,9 @@ def _options() -> tuple[Options, Path, bool]:
     parser.add_argument("--stall", type=float, default=60.0, help="seconds without progress to give up after")
     parser.add_argument("--sink", choices=("null", "local"), default="null")
     parser.add_argument("--linger", type=float, default=-1.0, help="mqtt.linger_s; below 0: by the workers")
-    parser.add_argument("--settings", default="", help="further settings of the gateway, as TOML")
+    parser.add_argument(
+        "--settings", default="", help="further settings of the gateway, as TOML; [mqtt] needs --linger 0"
+    )
     parser.add_argument("--compiled", type=Path, help="run the gateway that is installed here")
     parser.add_argument("--folder", type=Path, default=Path("var/million/run"), help="emptied first")
     parser.add_argument("--json", action="store_true")

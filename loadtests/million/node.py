@@ -26,9 +26,7 @@ bind = "127.0.0.1:{port}"
 {listener}
 [accept]
 connections_max = {connections_max}
-[mqtt]
-linger_s = {linger_s}
-[sink]
+{lingers}[sink]
 kind = "{sink}"
 [limits.default]
 device_messages_per_s = {device_per_s}
@@ -87,7 +85,7 @@ class Node(node.Node):
             port=self.port,
             listener=MUTUAL.format(folder=self.folder) if tls else PLAIN,
             connections_max=self._connections_max,
-            linger_s=self._linger_s,
+            lingers=f"[mqtt]\nlinger_s = {self._linger_s}\n" if self._linger_s else "",
             sink=sink,
             device_per_s=device_per_s,
             devices=self._devices,
