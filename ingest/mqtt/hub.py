@@ -163,17 +163,18 @@ class Hub:
         if connection.closing is not None:
             connection.cut()
             return
+        producer = connection.producer
+        expires_s = producer.identity.expires_s if producer is not None else None
+        if expires_s is not None and clock.unix_s() >= expires_s:
+            connection.finish(Closing.REVOKED, ReasonCode.NOT_AUTHORIZED, "the credential has expired")
+            return
         if not connection.paused and self._is_late_for(connection, now_s):
             self._watch(connection, 1.0)
             return
-        if connection.producer is None:
+        if producer is None:
             peer = connection.peer.address
             self.events.connect_refused(ConnectRefusal.PROTOCOL, "no CONNECT in time", peer)
             connection.turn_away(b"")
-            return
-        expires_s = connection.producer.identity.expires_s
-        if expires_s is not None and clock.unix_s() >= expires_s:
-            connection.finish(Closing.REVOKED, ReasonCode.NOT_AUTHORIZED, "the credential has expired")
             return
         keep_alive_s = connection.session.keep_alive_s * KEEP_ALIVE_SHARE
         if connection.paused:

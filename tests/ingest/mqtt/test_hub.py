@@ -360,6 +360,16 @@ async def test_a_connect_that_waits_in_the_kernel_is_not_too_late(tmp_path: Path
         assert wire.closed
 
 
+async def test_a_credential_that_has_ended_does_not_wait_for_what_is_unread(tmp_path: Path) -> None:
+    async with Rig(tmp_path) as rig:
+        [worker] = rig.workers
+        rig.expires_s = clock.unix_s()
+        wire = await admitted(worker, connect())
+        wire.unread = True
+        worker.turn(95)
+        assert wire.connection.closing is Closing.REVOKED
+
+
 async def test_a_credential_ends_when_it_says_whatever_the_keep_alive(tmp_path: Path) -> None:
     async with Rig(tmp_path) as rig:
         [worker] = rig.workers
