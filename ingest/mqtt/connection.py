@@ -396,7 +396,6 @@ class MqttConnection:
             farewell = self.session.farewell(reason, text)
             if farewell:
                 self.wire.write(farewell)
-        self.wire.resume_reading()  # a TLS close waits for the peer's; what else comes is not taken any more
         self.wire.close()
 
     def cut(self) -> None:
