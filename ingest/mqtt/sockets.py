@@ -26,13 +26,15 @@ import termios
 from collections.abc import Callable
 from typing import Final, Protocol, TypeVar
 
+from ingest.descriptor import read_empty
+
 EVENTS_MAX: Final = 256
 READ_BYTES: Final = 65_536
 TLS_READ_BYTES: Final = 16_384
 """A whole record (RFC 8446, 5.1), so that OpenSSL keeps nothing back that the poll does not know of."""
 UNSENT_BYTES_MAX: Final = 65_536
-LINGER_READS_MAX: Final = 16
-"""How often a closing socket is read empty: unread bytes would make the kernel take our last words back."""
+LAST_READS_MAX: Final = 16
+"""How often a closing socket is read, so that its peer hears our last words."""
 
 CLOSED: Final = -1
 """No descriptor: writing to it is an error like any other."""
@@ -160,7 +162,7 @@ class SocketWire:
         Until the reader hears of the end, commits still bring answers for it.
         """
         fd, self._fd = self._fd, CLOSED
-        _read_empty(fd)
+        read_empty(fd, reads_max=LAST_READS_MAX, read_bytes=READ_BYTES)
         os.close(fd)
 
     def _send(self, data: bytes | bytearray) -> int:
@@ -215,7 +217,7 @@ class TlsWire(SocketWire):
         """Say that this is the end, and wait for no answer to that."""
         with contextlib.suppress(OSError):
             self._tls.unwrap()
-        _read_empty(self._fd)
+        read_empty(self._fd, reads_max=LAST_READS_MAX, read_bytes=READ_BYTES)
         self._fd = CLOSED
         self._tls.close()
 
@@ -223,13 +225,6 @@ class TlsWire(SocketWire):
         if self._fd == CLOSED:
             raise OSError(errno.EBADF, "closed")
         return self._tls.send(data)
-
-
-def _read_empty(fd: int) -> None:
-    with contextlib.suppress(OSError):
-        for _ in range(LINGER_READS_MAX):
-            if not os.read(fd, READ_BYTES):
-                break
 
 
 class Sockets:

@@ -10,19 +10,18 @@ since a step of one takes up to a millisecond in which nobody else is served.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import select
 import socket
 import ssl
 from typing import Final, Protocol
 
 from ingest import clock
+from ingest.descriptor import read_empty
 
 TURN_MAX: Final = 8
 LAST_READS_MAX: Final = 4
 LAST_READ_BYTES: Final = 16_384
-"""What a peer sent is read before its socket is closed, or the kernel would take our alert back."""
+"""What is read of a peer before its socket is closed, so that it hears our alert."""
 
 
 class Ended(Protocol):
@@ -111,10 +110,7 @@ class Handshakes:
     def _fail(self, fd: int, error: OSError | None) -> None:
         handshake = self._under_way.pop(fd)
         self._poll.unregister(fd)
-        with contextlib.suppress(OSError):
-            for _ in range(LAST_READS_MAX):
-                if not os.read(fd, LAST_READ_BYTES):
-                    break
+        read_empty(fd, reads_max=LAST_READS_MAX, read_bytes=LAST_READ_BYTES)
         handshake.tls.close()
         handshake.ended(None, error)
 
