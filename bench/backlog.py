@@ -28,6 +28,7 @@ from bench.side_by_side.cases import Case
 from bench.side_by_side.contenders import COMPILED, Place, headworks
 from bench.side_by_side.measure import Driven
 from bench.side_by_side.servers import Server
+from loadtests.node import Status, free_port
 
 SPOOL_BYTES_MAX: Final = 64 << 30
 SAMPLE_S: Final = 1.0
@@ -41,21 +42,6 @@ GROWTH_MAX_MIB: Final = 96
 """Three times what the sink holds by default: its parts, the calls made of them, and what malloc keeps."""
 FILL: Final = Case(name="fill", title="", needs="mqtt", connections=100, window=64)
 STEADY: Final = Case(name="steady", title="", needs="mqtt", connections=1000)
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """A tenant in the ledger."""
-
-    accepted: int
-    delivered: int
-    spooled: int
-    dead_lettered: int
-
-
-class Status(msgspec.Struct, frozen=True):
-    """What of /status is looked at."""
-
-    ledger: dict[str, Entry]
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -147,9 +133,9 @@ class Watch:
         status = msgspec.json.decode(servers.fetched(self._server.admin, "/status"), type=Status)
         sample = Sample(
             time.monotonic() - self._began_s,
-            sum(entry.accepted for entry in status.ledger.values()),
-            sum(entry.delivered for entry in status.ledger.values()),
-            sum(entry.spooled for entry in status.ledger.values()),
+            status.booked("accepted"),
+            status.booked("delivered"),
+            status.booked("spooled"),
             self._server.memory_bytes(),
         )
         if len(self.samples) % SAYS_EACH == 0:
@@ -213,7 +199,7 @@ def run(messages: int, per_s: int, console: Console) -> Result:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=servers.scratch()))).resolve()
         program = measure.build(folder)
         servers.pki(folder)
-        port = servers.free_port()
+        port = free_port()
         node = headworks(
             Place(folder, "0", tls=False, workers=1, stub=None),
             compiled=True,

@@ -14,7 +14,8 @@ from typing import Final
 import msgspec
 
 from bench.side_by_side import cases
-from bench.side_by_side.servers import ROOT, Server, Stub, free_port, running, wait_for
+from bench.side_by_side.servers import ROOT, Server, Stub, running, wait_for
+from loadtests.node import free_port
 
 COMPILED: Final = ROOT / "build/compiled"
 CREDENTIALS: Final = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}

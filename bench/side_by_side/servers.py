@@ -16,6 +16,8 @@ from typing import Final
 
 import msgspec
 
+from loadtests.node import free_port
+
 ROOT: Final = Path(__file__).parents[2]
 LOAD_CORE: Final = "1"
 START_DEADLINE_S: Final = 20.0
@@ -90,13 +92,6 @@ def metric(admin: int, name: str) -> int:
     found = [line for line in fetched(admin, "/metrics").decode().splitlines() if line.startswith(name)]
     assert found, name
     return int(sum(float(line.rpartition(" ")[2]) for line in found))
-
-
-def free_port() -> int:
-    """Return a port of the loopback that nobody has."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from loadtests import node
-from loadtests.node import Entry, NodeError, Status, free_port
-
-__all__ = ["Entry", "Node", "NodeError", "Status", "connections_max"]
+from loadtests.node import free_port
 
 DRAIN_DEADLINE_S: Final = 60
 OTHER_DESCRIPTORS: Final = 300

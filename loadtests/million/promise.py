@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from loadtests.million.fleet import Counts, quantile_ms
-from loadtests.million.node import Status
+from loadtests.node import Status
 
 
 class Part(msgspec.Struct, frozen=True):

@@ -14,9 +14,10 @@ import msgspec
 from loadtests.million import machine, promise
 from loadtests.million.fleet import Counts, Fleet, Histogram, quantile_ms
 from loadtests.million.machine import Cpu, Snapshot
-from loadtests.million.node import Node, NodeError, Status, connections_max
+from loadtests.million.node import Node, connections_max
 from loadtests.million.promise import Part
 from loadtests.million.screen import Screen
+from loadtests.node import NodeError, Status
 
 LOOK_S: Final = 0.5
 WARM_UP_PERIODS: Final = 0.5

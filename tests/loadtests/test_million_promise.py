@@ -11,8 +11,9 @@ import pytest
 from loadtests.million import promise
 from loadtests.million.compiler import NoGenerator, compiled
 from loadtests.million.fleet import Counts, add_up, quantile_ms
-from loadtests.million.node import Entry, Status, connections_max
+from loadtests.million.node import connections_max
 from loadtests.million.run import shares_of, workers_for
+from loadtests.node import Entry, Status
 
 COUNTS = Counts(up=10, sent=20, acknowledged=20, latencies=[(1000, 19), (2000, 1)], latencies_max_us=1900)
 STATUS = Status(
