@@ -15,7 +15,7 @@ side_by_side_options = $(WITH) $(addprefix --only ,$(ONLY)) $(if $(ROUNDS),--rou
     $(if $(SECONDS),--seconds $(SECONDS)) $(if $(JSON),--json) $(if $(SVG),--svg $(SVG))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-SOURCES := $(shell find ingest protocols routing -name '*.py')
+SOURCES := $(shell find commands ingest protocols routing runtime services -name '*.py')
 AS_COMPILED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/compiled HEADWORKS_COMPILED=1
 
 .PHONY: help run test test-compiled setup compiled format lint types imports fuzz bench side-by-side backlog million \

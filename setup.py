@@ -11,7 +11,7 @@ import os
 from setuptools import Extension, setup
 
 HOT = [
-    "ingest/clock.py",
+    "runtime/clock.py",
     "ingest/delivery/kinesis/aggregation.py",
     "ingest/delivery/kinesis/lane.py",
     "ingest/delivery/kinesis/sink.py",

@@ -10,14 +10,15 @@ import uvloop
 
 from bench import corpus
 from ingest.authentication import Door, Peer
-from ingest.logs import make_log
 from ingest.mqtt.connection import MqttConnection
 from ingest.node_memory import MemoryLimits, NodeMemory
 from ingest.pipeline import Producer
-from ingest.settings import parse
+from ingest.settings import Settings, check
 from ingest.spool.group import OpenGroup
 from ingest.worker import Worker, WorkerContext
 from routing.tenancy.identity import Credential
+from runtime.logs import make_log
+from runtime.settings_file import parse
 
 MEMORY = MemoryLimits(tenants_max=64, devices_max=10_000, sessions_max=1000, idempotency_keys_max=1000)
 PLENTY = {"messages_per_s": 1e12, "bytes_per_s": 1e15}
@@ -74,7 +75,9 @@ class Rig:
         self.pipeline = self.worker._pipeline
 
     async def _make(self, folder: Path) -> Worker:
-        settings = parse(SETTINGS | {"node": {"data_dir": str(folder)}}, source="bench", text="")
+        settings = parse(
+            SETTINGS | {"node": {"data_dir": str(folder)}}, Settings, check=check, source="bench", text=""
+        )
         return Worker(WorkerContext(0, settings, self.memory, b"", make_log("error", "json")))
 
     def connect(self) -> tuple[MqttConnection, Producer]:

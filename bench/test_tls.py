@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from ingest import clock
 from ingest.pki import DevelopmentCa
-from ingest.tls.material import TlsFiles, load
+from runtime import clock
+from runtime.tls.material import TlsFiles, load
 
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 

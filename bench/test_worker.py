@@ -8,9 +8,9 @@ import pytest
 
 from bench import corpus
 from bench.rig import Rig
-from ingest import clock
 from ingest.spool.group import OpenGroup
 from protocols.mqtt.packets import MQTT_3_1_1
+from runtime import clock
 
 GROUP_RECORDS = 1000
 WINDOWS = pytest.mark.parametrize("window", [1, 64])

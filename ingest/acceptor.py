@@ -18,9 +18,9 @@ from typing import Any, Final
 
 import aiofastnet
 
-from ingest import clock
 from ingest.gate import Gate
 from ingest.tls.handshakes import Handshakes
+from runtime import clock
 
 OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 DESCRIPTORS_WAIT_S: Final = 0.1

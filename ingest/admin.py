@@ -23,13 +23,15 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from ingest import clock, counters
+from ingest import counters
 from ingest.counters import Histogram
 from ingest.node_memory import Figures, Gauge, NodeMemory, WorkerState
-from ingest.settings import Settings, split_bind
+from ingest.settings import Settings
 from ingest.spool.inspect import ledger
 from ingest.spool.spool import State
 from ingest.spool.store import SpoolError
+from runtime import clock
+from runtime.settings_file import split_bind
 
 HEARTBEAT_MAX_S: Final = 5.0
 SHUTDOWN_S: Final = 1.0

@@ -14,20 +14,22 @@ from typing import Any
 
 import uvloop
 
-from ingest import clock, pipeline
+from ingest import pipeline
 from ingest.admin import Admin
 from ingest.http import idempotency
-from ingest.logs import make_log
 from ingest.mqtt import sessions
 from ingest.node_memory import MemoryLimits, NodeMemory
-from ingest.settings import Settings, SettingsError, split_bind
+from ingest.settings import Settings
 from ingest.spool.inspect import spools, worker_of
 from ingest.spool.reader import Reader
 from ingest.spool.store import SpoolError, Store, place
 from ingest.supervisor import Supervisor
-from ingest.tls.material import TlsMaterialError, load
 from ingest.worker import Worker, WorkerContext, tls_files
 from routing.tenancy.registry import Registry, RegistryError
+from runtime import clock
+from runtime.logs import make_log
+from runtime.settings_file import SettingsError, split_bind
+from runtime.tls.material import TlsMaterialError, load
 
 SWITCH_INTERVAL_S = 0.0005
 """How soon the writer thread gets the interpreter back after its fsync (the default is 5 ms)."""

@@ -14,13 +14,9 @@ from typing import Any, Final
 
 import msgspec
 
-from routing.tenancy.identity import Credential, Identity, Kind
+from routing.tenancy.identity import Credential, Identity, Kind, Unauthenticated
 
 ANYONE: Final = Identity(tenant="", name="", kind=Kind.ANYONE, credential=Credential.TOPIC)
-
-
-class Unauthenticated(Exception):
-    """The peer did not prove who it is; the text says what was wrong, never with what."""
 
 
 class Door(msgspec.Struct, frozen=True):

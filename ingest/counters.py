@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from ingest.outcome import REFUSALS, Outcome
+from runtime.tls.failure import HandshakeFailure
 
 
 class Protocol(enum.Enum):
@@ -22,19 +23,6 @@ class Protocol(enum.Enum):
     MQTT = "mqtt"
     HTTP = "http"
     WEBSOCKET = "websocket"
-
-
-class HandshakeFailure(enum.Enum):
-    """Why a TLS handshake or the identity behind it was refused."""
-
-    EXPIRED = "expired"
-    UNKNOWN_CA = "unknown_ca"
-    REVOKED = "revoked"
-    NO_CERTIFICATE = "no_certificate"
-    PROTOCOL_VERSION = "protocol_version"
-    TIMEOUT = "timeout"
-    BAD_IDENTITY = "bad_identity"
-    OTHER = "other"
 
 
 class ConnectRefusal(enum.Enum):

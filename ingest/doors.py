@@ -16,10 +16,12 @@ from ingest.http.listener import HttpListener
 from ingest.mqtt.connection import MqttConnection
 from ingest.mqtt.hub import Hub
 from ingest.mqtt.sockets import Sockets, SocketWire
-from ingest.settings import Listener, Settings, split_bind
+from ingest.settings import Listener, Settings
 from ingest.tls.handshakes import Handshakes
-from ingest.tls.store import TlsStore, failure_of
 from routing.tenancy.identity import Credential
+from runtime.settings_file import split_bind
+from runtime.tls.failure import failure_of
+from runtime.tls.store import TlsStore
 
 
 class Doors:

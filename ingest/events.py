@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from ingest import clock, counters
-from ingest.counters import Closing, ConnectRefusal, HandshakeFailure, Protocol
+from ingest import counters
+from ingest.counters import Closing, ConnectRefusal, Protocol
 from ingest.outcome import Outcome
+from runtime import clock
+from runtime.tls.failure import HandshakeFailure
 
 LOGGED_PER_S: Final = 10
 FIRST_ACCEPTED: Final = counters.tenant_start(0) + counters.TENANT_ACCEPTED

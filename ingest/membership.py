@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from ingest import clock
-from ingest.authentication import Unauthenticated
-from ingest.counters import ConnectRefusal, HandshakeFailure
+from ingest.counters import ConnectRefusal
 from ingest.events import Events
 from ingest.settings import Plan, Settings
-from ingest.tls.certificate import CertificateNames
 from routing.limits.terms import Policy, Rates, Terms
-from routing.tenancy.identity import Credential, Identity, Kind
+from routing.tenancy.certificate import CertificateNames
+from routing.tenancy.identity import Credential, Identity, Kind, Unauthenticated
 from routing.tenancy.registry import DEFAULT_PLAN, Registry, Verdict
+from runtime import clock
+from runtime.tls.failure import HandshakeFailure
 
 NO_LIMITS: Final = Plan()
 _REFUSALS: Final = {

@@ -18,11 +18,12 @@ from typing import Final
 
 import msgspec
 
-from ingest import clock, counters
+from ingest import counters
 from ingest.order import Homes, Progress
 from ingest.routes import NAME, NAME_CHARACTERS_MAX
 from routing.limits.allowance import row_bytes, row_expired
 from routing.limits.shared_table import STRIPES, LocalTable, SharedTable, Table
+from runtime import clock
 
 TENANT_NAME_BYTES: Final = -(-(2 + NAME_CHARACTERS_MAX) // 8) * 8
 """A length of two bytes and a name, in whole words: the tables behind them are aligned."""

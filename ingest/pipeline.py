@@ -12,7 +12,6 @@ from typing import Final
 
 import msgspec
 
-from ingest import clock
 from ingest.delivery.envelope import payload_of
 from ingest.events import Events
 from ingest.limits import PipelineLimits
@@ -31,6 +30,7 @@ from routing.limits.allowance import Allowance, Allowances
 from routing.limits.bucket import TokenBucket
 from routing.limits.terms import NOBODY, PAUSE, REFUSE, SHED, Over
 from routing.tenancy.identity import Identity
+from runtime import clock
 
 ACCEPTED: Final = int(Outcome.ACCEPTED)
 JSON: Final = Encoding.JSON  # on Python 3.11 a member by its class costs what a payload does to decode

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ingest import clock
+from runtime import clock
 
 CA_DAYS: Final = 3650
 CRL_DAYS: Final = 30

@@ -6,15 +6,15 @@ in `_bytes` or `bytes_max` and are bytes. Secrets stand in files that settings n
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
-import re
-import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
+
+from runtime import settings_file
+from runtime.settings_file import Section, Wrong, split_bind
 
 MIB: Final = 1 << 20
 INT_MAX: Final = 1 << 60
@@ -41,15 +41,7 @@ StreamName = Annotated[
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 
 
-class SettingsError(Exception):
-    """The settings are wrong; the text names the file, the line and what to do."""
-
-
-class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    pass
-
-
-class Node(_Section, frozen=True):
+class Node(Section, frozen=True):
     """The node as a whole. `workers` 0 means one a core."""
 
     name: Name = "headworks"
@@ -61,7 +53,7 @@ class Node(_Section, frozen=True):
     drain_deadline_s: Deadline = 20.0
 
 
-class Listener(_Section, frozen=True):
+class Listener(Section, frozen=True):
     """One port. `http` also carries WebSocket, and MQTT over WebSocket on /mqtt."""
 
     protocol: Literal["mqtt", "http"]
@@ -73,7 +65,7 @@ class Listener(_Section, frozen=True):
     allow_plaintext: bool = False
 
 
-class Tls(_Section, frozen=True):
+class Tls(Section, frozen=True):
     """Certificate files, reloaded together when one changes or on SIGHUP."""
 
     certificate: str = ""
@@ -85,7 +77,7 @@ class Tls(_Section, frozen=True):
     reload_poll_s: Deadline = 1.0
 
 
-class Accept(_Section, frozen=True):
+class Accept(Section, frozen=True):
     """When a worker takes new connections; the rest wait in the kernel's backlog."""
 
     rate_per_s: Annotated[float, msgspec.Meta(ge=0.1, le=1e6)] = 2000.0
@@ -94,7 +86,7 @@ class Accept(_Section, frozen=True):
     backlog: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 4096
 
 
-class Mqtt(_Section, frozen=True):
+class Mqtt(Section, frozen=True):
     """Limits of MQTT sessions."""
 
     packet_bytes_max: Annotated[int, msgspec.Meta(ge=1024, le=268_435_455)] = MIB
@@ -115,7 +107,7 @@ class Mqtt(_Section, frozen=True):
     linger_s: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
 
 
-class Http(_Section, frozen=True):
+class Http(Section, frozen=True):
     """Limits of HTTP requests and WebSockets."""
 
     body_bytes_max: Body = 4 * MIB
@@ -129,7 +121,7 @@ class Http(_Section, frozen=True):
     websocket_ping_s: Period = 30.0
 
 
-class SpoolSection(_Section, frozen=True):
+class SpoolSection(Section, frozen=True):
     """What a worker's spool may hold; `full` says what MQTT clients meet when it is full."""
 
     bytes_max: Positive = 4 << 30
@@ -146,7 +138,7 @@ RECORD_BYTES_MAX: Final = MIB - 1024
 """The service takes 1 MiB of a record with its partition key, which has up to 256 characters."""
 
 
-class Sink(_Section, frozen=True):
+class Sink(Section, frozen=True):
     """Where records go."""
 
     kind: Literal["kinesis", "local", "null"] = "local"
@@ -163,7 +155,7 @@ class Sink(_Section, frozen=True):
     shard_records_per_s: Positive = 1000
 
 
-class Plan(_Section, frozen=True):
+class Plan(Section, frozen=True):
     """What tenants on a plan may send; 0 is unlimited. `device_*` hold for each device."""
 
     messages_per_s: Rate = 0.0
@@ -176,7 +168,7 @@ class Plan(_Section, frozen=True):
     over_limit: Literal["pause", "refuse", "shed"] = "pause"
 
 
-class Stream(_Section, frozen=True):
+class Stream(Section, frozen=True):
     """What a stream takes; the rule holds for `name` and everything below it."""
 
     name: StreamName
@@ -184,7 +176,7 @@ class Stream(_Section, frozen=True):
     payload_bytes_max: Payload = 256 * 1024
 
 
-class Jwt(_Section, frozen=True):
+class Jwt(Section, frozen=True):
     """JSON Web Tokens as credentials; RS256, ES256 and EdDSA."""
 
     jwks_file: str = ""
@@ -198,7 +190,7 @@ class Jwt(_Section, frozen=True):
     refresh_s: Period = 300.0
 
 
-class Memory(_Section, frozen=True):
+class Memory(Section, frozen=True):
     """How much room the tables have that workers share."""
 
     tenants_max: Annotated[int, msgspec.Meta(ge=2, le=100_000)] = 1024
@@ -207,32 +199,32 @@ class Memory(_Section, frozen=True):
     idempotency_keys_max: Rows = 100_000
 
 
-class Admin(_Section, frozen=True):
+class Admin(Section, frozen=True):
     """Where /metrics, /healthz, /readyz and /status are served."""
 
     bind: str = "127.0.0.1:9090"
 
 
-class Log(_Section, frozen=True):
+class Log(Section, frozen=True):
     """The log, on standard error. `auto` is for people on a terminal and JSON elsewhere."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "console"] = "auto"
 
 
-class Settings(_Section, frozen=True):
+class Settings(Section, frozen=True):
     """All of it."""
 
     node: Node = Node()
-    listeners: list[Listener] = []
+    listeners: list[Listener] = msgspec.field(default_factory=list)
     tls: Tls = Tls()
     accept: Accept = Accept()
     mqtt: Mqtt = Mqtt()
     http: Http = Http()
     spool: SpoolSection = SpoolSection()
     sink: Sink = Sink()
-    limits: dict[str, Plan] = {}
-    streams: list[Stream] = []
+    limits: dict[str, Plan] = msgspec.field(default_factory=dict)
+    streams: list[Stream] = msgspec.field(default_factory=list)
     jwt: Jwt = Jwt()
     memory: Memory = Memory()
     admin: Admin = Admin()
@@ -241,138 +233,11 @@ class Settings(_Section, frozen=True):
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
     """Read and check the settings; raises `SettingsError`."""
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"cannot read {path}: {error}") from error
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{path}: not TOML: {error}") from error
-    for override in overrides:
-        _override(data, override)
-    return parse(data, source=str(path), text=text)
+    return settings_file.load(path, Settings, check=check, overrides=overrides)
 
 
-def parse(data: dict[str, Any], *, source: str, text: str) -> Settings:
-    """Check settings that were read from `source`, whose `text` is searched for the line of an error."""
-    _refuse_unknown(Settings, data, "", source, text)
-    try:
-        settings = msgspec.convert(data, Settings)
-    except msgspec.ValidationError as error:
-        message, _, where = str(error).partition(" - at ")
-        key = where.strip("`").removeprefix("$.")
-        if key.startswith("limits[...]"):
-            key = _plan_of(data["limits"], key)
-        raise SettingsError(f"{_place(source, text, key)}{key}: {message[0].lower()}{message[1:]}") from error
-    _check(settings, source, text)
-    return settings
-
-
-def _plan_of(plans: dict[str, Any], key: str) -> str:
-    """Name the first plan that is wrong, which the error does not."""
-    for name, plan in plans.items():
-        try:
-            msgspec.convert(plan, Plan)
-        except msgspec.ValidationError:
-            return key.replace("[...]", f".{name}", 1)
-    return key
-
-
-def _override(data: dict[str, Any], override: str) -> None:
-    """Apply one `--set a.b=value`; the value is TOML, or text if it is none."""
-    path, equals, raw = override.partition("=")
-    if not equals or not path:
-        raise SettingsError(f"--set {override}: write it as section.key=value")
-    try:
-        value = tomllib.loads(f"v = {raw}")["v"]
-    except tomllib.TOMLDecodeError:
-        value = raw
-    *parents, last = path.split(".")
-    target: Any = data
-    for parent in parents:
-        if isinstance(target, list):
-            target = target[int(parent)] if parent.isdecimal() and int(parent) < len(target) else None
-        else:
-            target = target.setdefault(parent, {})
-        if not isinstance(target, dict | list):
-            raise SettingsError(f"--set {override}: {parent} is not a section")
-    if isinstance(target, list):
-        raise SettingsError(f"--set {override}: name the field of an entry, as in listeners.0.bind")
-    target[last] = value
-
-
-def _refuse_unknown(struct: type[msgspec.Struct], data: Any, path: str, source: str, text: str) -> None:
-    """Refuse keys that no struct has, with the nearest one that does."""
-    if not isinstance(data, dict):
-        return
-    fields = {field.name: field.type for field in msgspec.structs.fields(struct)}
-    for key, value in data.items():
-        where = f"{path}{key}"
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(fields)}"
-            raise SettingsError(f"{_place(source, text, where)}{where}: unknown setting{hint}")
-        for inner, items in _inner(fields[key], value, where):
-            _refuse_unknown(inner, items[1], items[0], source, text)
-
-
-def _inner(kind: Any, value: Any, where: str) -> list[tuple[type[msgspec.Struct], tuple[str, Any]]]:
-    """Return the structs inside a field with (path, data) of each."""
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        return [(kind, (f"{where}.", value))]
-    arguments = getattr(kind, "__args__", ())
-    struct = arguments[-1] if arguments else None
-    if not (isinstance(struct, type) and issubclass(struct, msgspec.Struct)):
-        return []
-    if isinstance(value, dict):
-        return [(struct, (f"{where}.{name}.", item)) for name, item in value.items()]
-    if isinstance(value, list):
-        return [(struct, (f"{where}[{position}].", item)) for position, item in enumerate(value)]
-    return []
-
-
-def _place(source: str, text: str, path: str) -> str:
-    """Return `source:line: ` of a key, by looking for its section and then for the key."""
-    parts = re.split(r"[.\[]", path)
-    key = parts[-1]
-    section = parts[0]
-    wanted = int(number[-1]) if (number := re.findall(r"\[(\d+)\]", path)) else 0
-    seen, inside = -1, len(parts) == 1
-    for line, content in enumerate(text.splitlines(), start=1):
-        head = re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", content)
-        if head:
-            name = head.group(1).replace('"', "")
-            if name == ".".join(part for part in parts if not part.endswith("]")) and len(parts) > 1:
-                return f"{source}:{line}: "
-            if name.split(".")[0] == section:
-                seen += 1
-            inside = name.split(".")[0] == section and (not number or seen == wanted)
-            if inside and len(parts) > 2 and not number:
-                inside = name == ".".join(parts[:-1])
-        elif inside and re.match(rf"\s*\"?{re.escape(key)}\"?\s*=", content):
-            return f"{source}:{line}: "
-    return f"{source}: "
-
-
-def split_bind(bind: str) -> tuple[str, int]:
-    """Return (host, port) of `host:port` or `[v6]:port`; raises ValueError."""
-    host, colon, port = bind.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not port.isdecimal() or int(port) > 65_535:
-        raise ValueError(f"{bind!r} is not host:port")
-    return str(ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)), int(port)
-
-
-_Wrong = Callable[[str, str], SettingsError]
-
-
-def _check(settings: Settings, source: str, text: str) -> None:
+def check(settings: Settings, wrong: Wrong) -> None:
     """Check what no single field can know."""
-
-    def wrong(key: str, why: str) -> SettingsError:
-        return SettingsError(f"{_place(source, text, key)}{key}: {why}")
-
     _check_binds(settings, wrong)
     for position, listener in enumerate(settings.listeners):
         _check_listener(f"listeners[{position}]", listener, settings, wrong)
@@ -388,7 +253,7 @@ def _check(settings: Settings, source: str, text: str) -> None:
             raise wrong(f"streams[{position}].name", f"{stream} is there twice")
 
 
-def _check_binds(settings: Settings, wrong: _Wrong) -> None:
+def _check_binds(settings: Settings, wrong: Wrong) -> None:
     if not settings.listeners:
         raise wrong("listeners", "there is no [[listeners]] entry, so nobody could connect")
     taken: dict[tuple[str, int], str] = {}
@@ -403,7 +268,7 @@ def _check_binds(settings: Settings, wrong: _Wrong) -> None:
         taken[address] = key
 
 
-def _check_listener(key: str, listener: Listener, settings: Settings, wrong: _Wrong) -> None:
+def _check_listener(key: str, listener: Listener, settings: Settings, wrong: Wrong) -> None:
     host, _ = split_bind(listener.bind)
     loopback = ipaddress.ip_address(host).is_loopback
     if listener.tls == "off" and not loopback and not listener.allow_plaintext:

@@ -18,8 +18,8 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from ingest import clock
 from ingest.node_memory import Gauge, NodeMemory, WorkerState
+from runtime import clock
 
 PR_SET_PDEATHSIG: Final = 1
 TICK_S: Final = 0.1

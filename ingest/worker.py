@@ -13,8 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ingest import clock
-from ingest.authentication import Authenticator, Unauthenticated
+from ingest.authentication import Authenticator
 from ingest.counters import Closing
 from ingest.delivery.shipper import Shipper
 from ingest.delivery.sink import Poison, Sink
@@ -34,18 +33,20 @@ from ingest.order import Order
 from ingest.pipeline import Pipeline
 from ingest.replay import Replayer
 from ingest.routes import StreamRule, StreamRules
-from ingest.settings import Jwt, Settings, SettingsError
+from ingest.settings import Jwt, Settings
 from ingest.spool.reader import Reader
 from ingest.spool.spool import Spool, State
 from ingest.spool.store import Committed, SpoolError, Store
-from ingest.tls.material import TlsFiles, TlsMaterial
-from ingest.tls.store import TlsStore
 from protocols.mqtt.limits import SessionLimits
 from protocols.mqtt.reason import ReasonCode
 from routing.limits.allowance import Allowances, forget_worker
-from routing.tenancy.identity import Identity
+from routing.tenancy.identity import Identity, Unauthenticated
 from routing.tenancy.jwt import JwksError, JwtVerifier
 from routing.tenancy.registry import Registry
+from runtime import clock
+from runtime.settings_file import SettingsError
+from runtime.tls.material import TlsFiles, TlsMaterial
+from runtime.tls.store import TlsStore
 
 TICK_S: Final = 1.0
 LETTERS_TICKS: Final = 10

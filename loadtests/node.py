@@ -141,7 +141,7 @@ class Node:
     async def command(self, *words: str) -> None:
         """Run a command of the gateway; `NodeError` if it fails."""
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "ingest.cli", *words),
+            *(sys.executable, "-m", "commands.cli", *words),
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             env=self._environment,
@@ -157,7 +157,7 @@ class Node:
         began_s = loop.time()
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "ingest.cli", "serve", "--config", str(self.settings)),
+                *(sys.executable, "-m", "commands.cli", "serve", "--config", str(self.settings)),
                 stdout=log,
                 stderr=log,
                 env=self._environment,

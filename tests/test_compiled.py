@@ -19,7 +19,7 @@ AS_COMPILED = "HEADWORKS_COMPILED" in os.environ
 def test_the_modules_are_what_this_run_is_to_test() -> None:
     assert is_compiled() is AS_COMPILED
     shown = subprocess.run(
-        [sys.executable, "-m", "ingest.cli", "--version"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "commands.cli", "--version"], capture_output=True, text=True, check=True
     ).stdout
     assert shown.rstrip().endswith("(compiled)" if AS_COMPILED else "(pure Python)")
 

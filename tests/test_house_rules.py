@@ -48,7 +48,11 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 
 def hot_lines() -> list[str]:
-    files = [path for folder in ("ingest", "protocols", "routing") for path in (ROOT / folder).rglob("*.py")]
+    files = [
+        path
+        for folder in ("ingest", "protocols", "routing", "runtime")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
     return sorted(line for path in files for line in re.findall(r"Hot: .*", path.read_text()))
 
 

@@ -187,7 +187,7 @@ def headworks(
     environment = dict(CREDENTIALS)
     if compiled:
         environment |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(COMPILED)}
-    command = [sys.executable, "-m", "ingest.cli", "serve", "--config", str(path)]
+    command = [sys.executable, "-m", "commands.cli", "serve", "--config", str(path)]
     with running(command, place.cores, log, environment) as process:
         for port in ports.values():
             wait_for(port, process, log)

@@ -139,7 +139,7 @@ def pki(folder: Path) -> Path:
     """Make a CA and a certificate for the servers, and return their folder."""
     made = folder / "pki"
     for words in (["init"], ["server", "localhost", "127.0.0.1"]):
-        command = [sys.executable, "-m", "ingest.cli", "pki", *words, "--dir", str(made)]
+        command = [sys.executable, "-m", "commands.cli", "pki", *words, "--dir", str(made)]
         subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     return made
 

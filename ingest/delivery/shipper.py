@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from ingest import clock
 from ingest.delivery.sink import Poison, Sink
 from ingest.events import Events
 from ingest.order import Order
@@ -18,6 +17,7 @@ from ingest.spool.reader import Reader
 from ingest.spool.schema import Booking
 from ingest.spool.spool import Spool, dead_letter
 from ingest.spool.store import SpoolError
+from runtime import clock
 
 READ_BYTES = 4 << 20
 READ_AGAIN_S = 1.0

@@ -23,13 +23,12 @@ import msgspec
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from ingest import clock
-from ingest.authentication import Authenticator, Door, Peer, Unauthenticated, peer_of
+from ingest.authentication import Authenticator, Door, Peer, peer_of
 from ingest.counters import Closing, ConnectRefusal, Protocol
 from ingest.events import Events
 from ingest.http import mqtt_websocket, websocket
 from ingest.http.idempotency import EXPIRE, KEY_CHARACTERS_MAX, Answered, Idempotency, Known, digest_of
-from ingest.http.problem import of_disk_error, of_refusal, problem
+from ingest.http.problem import of_disk_error, of_refusal
 from ingest.mqtt.hub import Hub
 from ingest.outcome import Outcome
 from ingest.pipeline import Pipeline, Producer
@@ -41,7 +40,9 @@ from protocols.http_body import BodyRefused, InflatesToMore, payload_of
 from routing.limits.allowance import Allowances
 from routing.limits.shared_table import Table
 from routing.limits.terms import Over
-from routing.tenancy.identity import Identity, Kind
+from routing.tenancy.identity import Identity, Kind, Unauthenticated
+from runtime import clock
+from runtime.problem import problem
 
 TELEMETRY: Final = "/v1/telemetry/"
 TENANTS: Final = "/v1/tenants/"

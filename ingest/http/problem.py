@@ -1,30 +1,12 @@
-"""Errors as `application/problem+json` (RFC 9457)."""
+"""What is refused, and a disk that fails, as problem details."""
 
 from __future__ import annotations
 
-import math
-
-import msgspec
 from aiohttp import web
 
 from ingest.outcome import DETAIL, HTTP_STATUS, Outcome
 from ingest.submission import Submission
-
-
-def problem(
-    status: int, slug: str, detail: str, *, retry_after_s: float = 0.0, headers: dict[str, str] | None = None
-) -> web.Response:
-    """Return an error response; `retry_after_s` above 0 becomes a Retry-After of whole seconds."""
-    extra = dict(headers or {})
-    if retry_after_s > 0 or status in {429, 503}:
-        extra["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
-    body = {"type": f"urn:headworks:problem:{slug}", "title": slug.replace("-", " "), "status": status}
-    return web.Response(
-        status=status,
-        body=msgspec.json.encode({**body, "detail": detail}),
-        content_type="application/problem+json",
-        headers=extra,
-    )
+from runtime.problem import problem
 
 
 def of_refusal(submission: Submission) -> web.Response:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from aiohttp import WSMsgType, web
 
-from ingest import clock
 from ingest.counters import Closing, Protocol
 from ingest.outcome import DETAIL, Outcome
 from ingest.pipeline import Producer
@@ -30,6 +29,7 @@ from protocols.frames import (
     encode_answer,
 )
 from routing.tenancy.identity import Kind
+from runtime import clock
 
 if TYPE_CHECKING:
     from ingest.http.listener import Handler

@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 from typing import Final, Protocol
 
-from ingest import clock
 from ingest.authentication import Door, Peer
 from ingest.counters import Closing
 from ingest.mqtt.hub import Hub
@@ -20,6 +19,7 @@ from ingest.spool.store import SpoolError
 from protocols.mqtt.packets import Will
 from protocols.mqtt.reason import ReasonCode
 from protocols.mqtt.session import Publish, ServerSession
+from runtime import clock
 
 PUBACK_BYTES: Final = 4
 HELD_BYTES_MAX: Final = 16_384

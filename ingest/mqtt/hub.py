@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from ingest import clock
-from ingest.authentication import Authenticator, Unauthenticated
+from ingest.authentication import Authenticator
 from ingest.counters import Closing, ConnectRefusal, Protocol
 from ingest.events import Events
 from ingest.mqtt.sessions import KeptSession, Sessions
@@ -30,7 +29,8 @@ from protocols.mqtt.reason import ReasonCode
 from routing.limits.allowance import Allowances, table_key
 from routing.limits.shared_table import Table
 from routing.limits.terms import Over
-from routing.tenancy.identity import Identity, Kind
+from routing.tenancy.identity import Identity, Kind, Unauthenticated
+from runtime import clock
 
 if TYPE_CHECKING:
     from ingest.mqtt.connection import MqttConnection

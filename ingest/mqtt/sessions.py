@@ -14,11 +14,11 @@ from typing import Final
 
 import msgspec
 
-from ingest import clock
 from ingest.events import Events
 from ingest.node_memory import SESSION_VALUE
 from ingest.spool.spool import Spool
 from routing.limits.shared_table import Table, TableFullError
+from runtime import clock
 
 KEEP_SESSION: Final = (
     "INSERT INTO sessions (key, expires_s, received) VALUES (?, ?, ?) "

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 
-from ingest import clock
 from ingest.outcome import Outcome
 from ingest.pipeline import Pipeline, Producer
 from ingest.spool.spool import Spool
 from protocols.mqtt.packets import Will
+from runtime import clock
 
 
 class Wills:

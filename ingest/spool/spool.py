@@ -15,12 +15,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from ingest import clock
 from ingest.limits import SpoolLimits
 from ingest.records import Group, Run, Spooled
 from ingest.spool import schema
 from ingest.spool.group import OpenGroup, Waiter
 from ingest.spool.store import Committed, SpoolError, Statement, Store, StoredGroup, settle
+from runtime import clock
 
 RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 ROOM_SHARE = 0.95

@@ -15,8 +15,8 @@ import socket
 import ssl
 from typing import Final, Protocol
 
-from ingest import clock
 from ingest.descriptor import read_empty
+from runtime import clock
 
 TURN_MAX: Final = 8
 LAST_READS_MAX: Final = 4

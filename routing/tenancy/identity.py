@@ -27,6 +27,10 @@ class Credential(enum.Enum):
     TOPIC = "topic"
 
 
+class Unauthenticated(Exception):
+    """The peer did not prove who it is; the text says what was wrong, never with what."""
+
+
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """A proven identity, immutable for the life of a connection.
 

@@ -35,7 +35,7 @@ async def test_a_drain_tells_the_clients_and_delivers_everything(tmp_path: Path)
         key = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "ingest.cli",
+            "commands.cli",
             "keys",
             "add",
             "acme",

@@ -34,7 +34,7 @@ async def test_a_file_of_keys_that_is_wrong_is_named_at_the_start(tmp_path: Path
     path.write_bytes(content)
     node = node_with(tmp_path, f'jwks_file = "{path}"')
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "ingest.cli", "serve", "--config", str(node.config)),
+        *(sys.executable, "-m", "commands.cli", "serve", "--config", str(node.config)),
         stderr=asyncio.subprocess.PIPE,
     )
     async with asyncio.timeout(20):

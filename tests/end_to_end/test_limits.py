@@ -116,7 +116,7 @@ async def test_what_is_refused_for_its_content_fills_no_disk(strict: Gateway) ->
     assert max(int(answered["Retry-After"]) for _, answered in answers[1:]) > 1
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "ingest.cli", "deadletters", *arguments]
+        line = [sys.executable, "-m", "commands.cli", "deadletters", *arguments]
         return subprocess.run(
             [*line, "--data-dir", str(strict.data_dir)],
             capture_output=True,

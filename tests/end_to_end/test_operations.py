@@ -138,7 +138,7 @@ async def test_the_commands_say_what_is_there(node: Gateway) -> None:
     ],
 )
 def test_a_command_that_cannot_says_why_in_one_line(node: Gateway, arguments: list[str], code: int) -> None:
-    command = [sys.executable, "-m", "ingest.cli", *arguments, "--data-dir", str(node.data_dir)]
+    command = [sys.executable, "-m", "commands.cli", *arguments, "--data-dir", str(node.data_dir)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == code, done.stderr
     assert done.stderr

@@ -39,7 +39,7 @@ bind = "127.0.0.1:{admin}"
 
 
 def serve(config: Path) -> tuple[int, str]:
-    command = [sys.executable, "-m", "ingest.cli", "serve", "--config", str(config)]
+    command = [sys.executable, "-m", "commands.cli", "serve", "--config", str(config)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     return done.returncode, done.stderr
 
@@ -197,7 +197,7 @@ async def test_a_gateway_publishes_for_the_devices_of_its_tenant(node: Gateway) 
 
 
 def run(node: Gateway, *arguments: str) -> str:
-    command = [sys.executable, "-m", "ingest.cli", *arguments, "--data-dir", str(node.data_dir)]
+    command = [sys.executable, "-m", "commands.cli", *arguments, "--data-dir", str(node.data_dir)]
     return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
 
 
@@ -300,7 +300,7 @@ def test_nothing_is_unaccounted_for(tmp_path: Path) -> None:
         client.disconnect()
         client.loop_stop()
         node.wait_until(node.delivered)
-        command = [sys.executable, "-m", "ingest.cli", "doctor", "--config", str(node.config), "--json"]
+        command = [sys.executable, "-m", "commands.cli", "doctor", "--config", str(node.config), "--json"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
         assert done.returncode == 0, done.stdout
         entry = node.status()["ledger"]["acme"]

@@ -17,15 +17,14 @@ from typing import Any, ParamSpec, cast
 import pytest
 import uvloop
 
-from ingest import clock
 from ingest.acceptor import GONE, OUT_OF_DESCRIPTORS, Acceptor, listen
-from ingest.counters import HandshakeFailure
 from ingest.gate import Gate
 from ingest.mqtt.sockets import Sockets, SocketWire
 from ingest.pki import DevelopmentCa
 from ingest.tls.handshakes import Handshakes
-from ingest.tls.material import TlsFiles, load
-from ingest.tls.store import failure_of
+from runtime import clock
+from runtime.tls.failure import HandshakeFailure, failure_of
+from runtime.tls.material import TlsFiles, load
 
 DEADLINE_S = 20.0
 """For what has to happen; on a quiet machine all of it takes milliseconds."""

@@ -9,7 +9,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client.parser import text_string_to_metric_families
 
-from ingest import clock, counters
+from ingest import counters
 from ingest.admin import HEARTBEAT_MAX_S, Admin, Collector
 from ingest.events import Events
 from ingest.node_memory import Gauge, MemoryLimits, NodeMemory, WorkerState
@@ -17,6 +17,7 @@ from ingest.outcome import REFUSALS, Outcome
 from ingest.settings import Node, Settings
 from ingest.spool.spool import State
 from ingest.spool.store import Store
+from runtime import clock
 
 METRICS_GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "metrics.md"
 LIMITS = MemoryLimits(tenants_max=4, devices_max=4, sessions_max=4, idempotency_keys_max=4)

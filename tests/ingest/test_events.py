@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 import pytest
 
-from ingest import clock, counters
-from ingest.counters import Closing, ConnectRefusal, HandshakeFailure, Protocol
+from ingest import counters
+from ingest.counters import Closing, ConnectRefusal, Protocol
 from ingest.events import LOGGED_PER_S, TEXT_MAX, Events
 from ingest.outcome import REFUSALS
+from runtime import clock
+from runtime.tls.failure import HandshakeFailure
 
 TENANTS = 3
 

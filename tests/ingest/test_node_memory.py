@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ingest import clock, counters
+from ingest import counters
 from ingest.http.idempotency import Idempotency, Known
 from ingest.node_memory import (
     MESSAGE_BYTES_MAX,
@@ -25,6 +25,7 @@ from ingest.routes import NAME, NAME_CHARACTERS_MAX
 from routing.limits.allowance import row_bytes, table_key
 from routing.limits.shared_table import TableFullError
 from routing.tenancy.identity import Credential, Identity, Kind
+from runtime import clock
 
 LIMITS = MemoryLimits(tenants_max=4, devices_max=8, sessions_max=1, idempotency_keys_max=1)
 IDENTITY = Identity(tenant="acme", name="d", kind=Kind.DEVICE, credential=Credential.CERTIFICATE)

@@ -14,9 +14,10 @@ from typing import Annotated, Any, get_args, get_origin
 import msgspec
 import pytest
 
+from commands.settings import settings as print_settings
 from ingest.app import StartError, check
-from ingest.commands.settings import settings as print_settings
-from ingest.settings import RATE_MIN, Listener, Plan, Settings, SettingsError, Stream, load
+from ingest.settings import RATE_MIN, Listener, Plan, Settings, Stream, load
+from runtime.settings_file import SettingsError
 from tests.end_to_end.test_clients import client_tls
 from tests.support.gateway import Gateway
 from tests.support.mqtt_packets import connect, publish

@@ -83,7 +83,7 @@ bind = "127.0.0.1:{self.admin}"
         environment = {**os.environ, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ingest.cli", "serve", "--config", str(self.config)],
+                [sys.executable, "-m", "commands.cli", "serve", "--config", str(self.config)],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

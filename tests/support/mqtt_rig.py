@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from ingest import clock, counters
-from ingest.authentication import Authenticator, Door, Peer, Unauthenticated
+from ingest import counters
+from ingest.authentication import Authenticator, Door, Peer
 from ingest.delivery.shipper import Shipper
 from ingest.delivery.sink import Poison, SinkState
 from ingest.events import Events
@@ -28,7 +28,8 @@ from ingest.spool.store import Store
 from routing.limits.allowance import Allowances
 from routing.limits.shared_table import LocalTable
 from routing.limits.terms import Policy, Rates, Terms
-from routing.tenancy.identity import Credential, Identity, Kind
+from routing.tenancy.identity import Credential, Identity, Kind, Unauthenticated
+from runtime import clock
 from tests.support.mqtt_packets import LIMITS
 
 HELD_BYTES_MAX = 100_000

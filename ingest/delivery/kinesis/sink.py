@@ -20,7 +20,6 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from ingest import clock
 from ingest.delivery.envelope import envelopes
 from ingest.delivery.kinesis.aggregation import RECORD_OVERHEAD
 from ingest.delivery.kinesis.lane import Lane
@@ -32,6 +31,7 @@ from ingest.limits import KinesisLimits
 from ingest.records import Group
 from routing.resilience.breaker import Breaker, State
 from routing.resilience.concurrency import AdaptiveConcurrency
+from runtime import clock
 
 CALL_RECORDS_MAX: Final = 500
 CALL_BYTES_MAX: Final = 5 << 20

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from ingest import clock
 from ingest.counters import Closing
 from ingest.mqtt.sessions import READ_SESSIONS
 from protocols.mqtt.wire import write_binary, write_string, write_varint
 from routing.limits.terms import Rates
 from routing.tenancy.identity import Kind
+from runtime import clock
 from tests.support.mqtt_packets import packet, publish
 from tests.support.mqtt_rig import HELD_BYTES_MAX, Rig, RigWorker, Wire
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from ingest import clock
 from ingest.mqtt.sockets import EVENTS_MAX, READ_BYTES, Sockets, SocketWire
 from ingest.pki import DevelopmentCa
-from ingest.tls.material import TlsFiles, load
+from runtime import clock
+from runtime.tls.material import TlsFiles, load
 
 
 class Heard:

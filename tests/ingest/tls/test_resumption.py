@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ingest import clock
 from ingest.pki import DevelopmentCa
-from ingest.tls.material import TlsFiles, load
+from runtime import clock
+from runtime.tls.material import TlsFiles, load
 
 
 def serve_once(context: ssl.SSLContext, sock: socket.socket, refused: list[ssl.SSLError]) -> None:

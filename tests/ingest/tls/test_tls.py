@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
-from ingest import clock
-from ingest.authentication import Unauthenticated
 from ingest.pki import DevelopmentCa, PkiError
-from ingest.tls.certificate import CertificateNames
-from ingest.tls.material import TlsFiles, TlsMaterial, TlsMaterialError, load
-from ingest.tls.store import TlsStore
-from routing.tenancy.identity import Kind
+from routing.tenancy.certificate import CertificateNames
+from routing.tenancy.identity import Kind, Unauthenticated
+from runtime import clock
+from runtime.tls.material import TlsFiles, TlsMaterial, TlsMaterialError, load
+from runtime.tls.store import TlsStore
 
 
 def subject(tenant: str | None, device: str | None) -> tuple[Any, ...]:

@@ -18,8 +18,8 @@ from aiohttp.test_utils import TestServer, unused_port
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
-from ingest.authentication import Unauthenticated
 from ingest.settings import Jwt
+from routing.tenancy.identity import Unauthenticated
 from routing.tenancy.jwt import JWKS_BYTES_MAX, JwksError, JwtVerifier, keys_of
 
 FIRST, SECOND = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))

@@ -12,9 +12,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from ingest.authentication import Unauthenticated
 from ingest.settings import Jwt
-from routing.tenancy.identity import Credential, Identity, Kind
+from routing.tenancy.identity import Credential, Identity, Kind, Unauthenticated
 from routing.tenancy.jwt import JwtVerifier
 from routing.tenancy.registry import Registry, RegistryError, Status, Verdict
 

@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 from rich.progress import track
 
-from ingest import clock
-from ingest.commands.common import (
+from commands.common import (
     ConfigOption,
     DataDirOption,
     DeviceArgument,
@@ -23,6 +22,7 @@ from ingest.commands.common import (
 )
 from ingest.routes import NAME, NAME_RULE
 from routing.tenancy.registry import Registry, Status
+from runtime import clock
 
 app = typer.Typer(help="The devices of a node. Changes are seen within a second.", no_args_is_help=True)
 BATCH = 10_000

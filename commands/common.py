@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ingest.routes import NAME, NAME_RULE
-from ingest.settings import Settings, SettingsError, load
+from ingest.settings import Settings, load
+from runtime.settings_file import SettingsError
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="The node's settings (TOML).", envvar="HEADWORKS_CONFIG")

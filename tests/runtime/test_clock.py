@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import time
 
-from ingest import clock
+from runtime import clock
 
 
 def test_unix_time_is_the_same_in_both_units() -> None:

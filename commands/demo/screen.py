@@ -10,8 +10,8 @@ from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 
-from ingest.dev.fleet import Tally
-from ingest.dev.node import TENANT, Ports
+from commands.demo.fleet import Tally
+from commands.demo.node import TENANT, Ports
 from ingest.spool.inspect import Entry
 
 

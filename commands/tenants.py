@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from ingest import clock
-from ingest.commands.common import ConfigOption, DataDirOption, JsonOption, TenantArgument, data_dir_of, show
+from commands.common import ConfigOption, DataDirOption, JsonOption, TenantArgument, data_dir_of, show
 from routing.tenancy.registry import DEFAULT_PLAN, Registry, Status
+from runtime import clock
 
 app = typer.Typer(help="The tenants of a node. Changes are seen within a second.", no_args_is_help=True)
 

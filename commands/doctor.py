@@ -10,15 +10,15 @@ import msgspec
 import typer
 from rich.console import Console
 
-from ingest import clock
-from ingest.commands.common import JsonOption, SetOption, settings_of
+from commands.common import JsonOption, SetOption, settings_of
 from ingest.delivery.kinesis.service import KinesisService, ServiceError
 from ingest.settings import Settings
 from ingest.spool import inspect
 from ingest.spool.store import SpoolError
-from ingest.tls.material import TlsMaterialError, load
 from ingest.worker import tls_files
 from routing.tenancy.registry import Registry, RegistryError
+from runtime import clock
+from runtime.tls.material import TlsMaterialError, load
 
 DAY_S = 86_400.0
 

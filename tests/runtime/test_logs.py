@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ingest.logs import make_log
+from runtime.logs import make_log
 
 
 class Terminal(io.StringIO):

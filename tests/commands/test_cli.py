@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.cli import main
+from commands.cli import main
 from routing.tenancy.registry import Registry
 from tests.support.gateway import free_port
 

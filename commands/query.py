@@ -8,9 +8,9 @@ from typing import Annotated
 import msgspec
 import typer
 
-from ingest import clock
-from ingest.commands.common import ConfigOption, DataDirOption, data_dir_of, fail
+from commands.common import ConfigOption, DataDirOption, data_dir_of, fail
 from ingest.delivery.local import query as read
+from runtime import clock
 
 
 def query(

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from commands.common import SetOption, fail, settings_of
 from ingest import app
-from ingest.commands.common import SetOption, fail, settings_of
 
 
 def serve(

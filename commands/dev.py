@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.panel import Panel
 
-from ingest import clock
-from ingest.commands.common import JsonOption, fail
-from ingest.dev import screen
-from ingest.dev.fleet import Device, Tally
-from ingest.dev.node import TENANT, DevNode, Ports
+from commands.common import JsonOption, fail
+from commands.demo import screen
+from commands.demo.fleet import Device, Tally
+from commands.demo.node import TENANT, DevNode, Ports
 from ingest.spool import inspect
+from runtime import clock
 
 PAINT_S = 0.5
 PRINT_S = 2.0

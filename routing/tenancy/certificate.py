@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import ssl
 from typing import Any, Final
 
-from ingest.authentication import Unauthenticated
-from routing.tenancy.identity import Credential, Identity, Kind
+from routing.tenancy.identity import Credential, Identity, Kind, Unauthenticated
+from runtime.tls.material import issuer_digest
 
 NAME: Final = r"[A-Za-z0-9._~-]{1,128}"
 SPIFFE: Final = re.compile(rf"spiffe://([A-Za-z0-9.-]{{1,255}})/tenant/({NAME})/(device|gateway)/({NAME})")
@@ -59,8 +58,3 @@ def fingerprint(certificate: dict[str, Any]) -> str:
     """Return `issuer:serial` of a certificate as `getpeercert` gives it, as revocation lists name it."""
     issuer = [value for part in certificate.get("issuer", ()) for _, value in part]
     return f"{issuer_digest(issuer)}:{int(certificate.get('serialNumber', '0'), 16):x}"
-
-
-def issuer_digest(values: list[str]) -> str:
-    """Return a short name for an issuer, from the values of its name in order."""
-    return hashlib.sha256("\0".join(values).encode()).hexdigest()[:16]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ingest.commands.common import REFUSED, ConfigOption, DataDirOption, JsonOption, data_dir_of, fail, show
+from commands.common import REFUSED, ConfigOption, DataDirOption, JsonOption, data_dir_of, fail, show
 from ingest.spool import inspect
 from ingest.spool.store import SpoolError
 

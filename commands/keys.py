@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ingest import clock
-from ingest.commands.common import (
+from commands.common import (
     ConfigOption,
     DataDirOption,
     JsonOption,
@@ -19,6 +18,7 @@ from ingest.commands.common import (
 )
 from routing.tenancy.identity import Kind
 from routing.tenancy.registry import Registry
+from runtime import clock
 
 app = typer.Typer(help="API keys for HTTP and WebSocket.", no_args_is_help=True)
 DAY_S = 86_400.0

@@ -5,23 +5,11 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable
 
-from ingest import clock
-from ingest.counters import HandshakeFailure
-from ingest.tls.material import TlsFiles, TlsMaterial, TlsMaterialError, load, signature
+from runtime import clock
+from runtime.tls.material import TlsFiles, TlsMaterial, TlsMaterialError, load, signature
 
 Reloaded = Callable[[TlsMaterial | None, str | None], None]
 """Called with the new set, or with None and what was wrong."""
-
-# OpenSSL's X509_V_ERR_* (x509_vfy.h).
-_VERIFY_FAILURES = {
-    10: HandshakeFailure.EXPIRED,
-    9: HandshakeFailure.EXPIRED,
-    18: HandshakeFailure.UNKNOWN_CA,
-    19: HandshakeFailure.UNKNOWN_CA,
-    20: HandshakeFailure.UNKNOWN_CA,
-    21: HandshakeFailure.UNKNOWN_CA,
-    23: HandshakeFailure.REVOKED,
-}
 
 
 class TlsStore:
@@ -51,17 +39,3 @@ class TlsStore:
             return
         self.current = material
         self._reloaded(material, None)
-
-
-def failure_of(error: BaseException) -> HandshakeFailure:
-    """Return why a handshake failed, as a metric names it."""
-    if isinstance(error, TimeoutError | ConnectionAbortedError):
-        return HandshakeFailure.TIMEOUT
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return _VERIFY_FAILURES.get(error.verify_code, HandshakeFailure.OTHER)
-    reason = getattr(error, "reason", "") or ""
-    if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
-        return HandshakeFailure.NO_CERTIFICATE
-    if reason in {"UNSUPPORTED_PROTOCOL", "WRONG_VERSION_NUMBER", "NO_PROTOCOLS_AVAILABLE"}:
-        return HandshakeFailure.PROTOCOL_VERSION
-    return HandshakeFailure.OTHER

@@ -15,8 +15,8 @@ from typing import Final
 
 import msgspec
 
-from ingest import clock
 from ingest.pki import Issued
+from runtime import clock
 
 CONNACK_OK: Final = b"\x20\x02\x00\x00"
 PUBACK_BYTES: Final = 4

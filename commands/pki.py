@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from ingest.commands.common import JsonOption
+from commands.common import JsonOption
 from ingest.pki import DevelopmentCa, Issued
 
 app = typer.Typer(help="A development CA: server, device and gateway certificates.", no_args_is_help=True)

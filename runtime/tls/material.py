@@ -14,8 +14,7 @@ from typing import Final
 import msgspec
 from cryptography import x509
 
-from ingest.tls import tickets
-from ingest.tls.certificate import issuer_digest
+from runtime.tls import tickets
 
 CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
@@ -42,6 +41,11 @@ class TlsMaterial(msgspec.Struct, frozen=True, kw_only=True):
     crl_next_update_s: float | None
     tickets_shared: bool
     signature: str
+
+
+def issuer_digest(values: list[str]) -> str:
+    """Return a short name for an issuer, from the values of its name in order."""
+    return hashlib.sha256("\0".join(values).encode()).hexdigest()[:16]
 
 
 def signature(files: TlsFiles) -> str:

@@ -11,8 +11,8 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 
-from ingest import clock
 from ingest.pki import DevelopmentCa, Issued
+from runtime import clock
 
 TENANT: Final = "demo"
 START_DEADLINE_S: Final = 30.0
@@ -96,7 +96,7 @@ class DevNode:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "ingest.cli",
+            "commands.cli",
             "serve",
             "--config",
             str(self.settings),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from ingest.commands.common import ConfigOption, DataDirOption, JsonOption, data_dir_of, fail, show
+from commands.common import ConfigOption, DataDirOption, JsonOption, data_dir_of, fail, show
 from ingest.spool import inspect
 from ingest.spool.store import SpoolError
 

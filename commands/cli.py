@@ -9,8 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from ingest.app import is_compiled
-from ingest.commands import (
+from commands import (
     deadletters,
     dev,
     devices,
@@ -23,6 +22,7 @@ from ingest.commands import (
     spool,
     tenants,
 )
+from ingest.app import is_compiled
 from ingest.pki import PkiError
 from ingest.spool.store import SpoolError
 from routing.tenancy.registry import RegistryError
@@ -49,7 +49,7 @@ app.add_typer(spool.app, name="spool")
 app.add_typer(deadletters.app, name="deadletters")
 
 
-def _version(show: bool) -> None:  # noqa: FBT001  # typer's callback
+def _version(show: bool) -> None:  # typer's callback
     if show:
         how = "compiled" if is_compiled() else "pure Python"
         typer.echo(f"{importlib.metadata.version('headworks')} ({how})")
@@ -58,7 +58,7 @@ def _version(show: bool) -> None:  # noqa: FBT001  # typer's callback
 
 @app.callback()
 def _common(
-    version: Annotated[  # noqa: FBT002  # typer's own style
+    version: Annotated[  # typer's own style
         bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:

@@ -1,0 +1,1 @@
+"""What every process of ours needs: clock, log, settings file, TLS material, problem details."""

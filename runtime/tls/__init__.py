@@ -1,0 +1,1 @@
+"""Certificates, keys and revocation lists, loaded together and reloaded when they change."""

@@ -1,0 +1,1 @@
+"""The small upstream services behind the API gateway: device, data, analytics."""
