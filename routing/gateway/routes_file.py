@@ -228,9 +228,9 @@ class SocketApi(Section, frozen=True):
 
     path: Text
     authorizers: list[Name]
+    routes: list[SocketRoute]
     scopes: list[str] = msgspec.field(default_factory=list)
     select: Text = "action"
-    routes: list[SocketRoute]
     message_bytes_max: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 128 * 1024
     messages_per_s: Annotated[float, msgspec.Meta(gt=0, le=100_000)] = 50.0
     idle_s: Deadline = 600.0
