@@ -1,0 +1,1 @@
+"""Calls to upstreams: HTTP servers, AWS Lambda functions, Kinesis streams."""
