@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import assert_never
 
+from routing.aws import AwsClient
+from routing.discovery.cloud_map import CloudMapSource
+from routing.discovery.dns_names import DnsSource
 from routing.discovery.file import FileSource
 from routing.discovery.source import DiscoveryError, Source
 from routing.discovery.static import StaticSource
@@ -20,7 +23,28 @@ def source_of(discovery: Discovery) -> Source:
             if not discovery.file:
                 raise DiscoveryError("discovery by file needs file")
             return FileSource(Path(discovery.file))
-        case "dns" | "cloud_map":
-            raise DiscoveryError("not yet")
+        case "dns":
+            if not discovery.name:
+                raise DiscoveryError("discovery by dns needs name")
+            return DnsSource(
+                discovery.name,
+                record=discovery.record,
+                port=discovery.port,
+                nameserver=discovery.nameserver,
+                deadline_s=discovery.deadline_s,
+            )
+        case "cloud_map":
+            if not (discovery.namespace and discovery.service and discovery.region):
+                raise DiscoveryError("discovery by cloud_map needs namespace, service and region")
+            client = AwsClient(
+                "servicediscovery", region=discovery.region, endpoint=discovery.endpoint, connections_max=1
+            )
+            return CloudMapSource(
+                client,
+                namespace=discovery.namespace,
+                service=discovery.service,
+                port=discovery.port,
+                deadline_s=discovery.deadline_s,
+            )
         case _:
             assert_never(discovery.kind)

@@ -21,12 +21,12 @@ from routing.balancing.group import Group
 from routing.balancing.host import Host
 from routing.balancing.policy import Random
 from routing.discovery.source import Found
-from routing.gateway.routes_file import Breaking, Endpoint, Health, Upstream
-from routing.resilience.breaker import Breaker, State
-from routing.resilience.budget import Budget
+from routing.gateway.routes_file import Endpoint, Health, Upstream
+from routing.resilience.breaker import State
 from routing.upstream.attempts import Attempts
 from routing.upstream.call import Answer, Call, Reason, UpstreamError
 from routing.upstream.events import UpstreamEvents
+from routing.upstream.terms import breaker_of, budget_of
 from runtime import clock
 
 FAILURES: Final = frozenset({502, 503, 504})
@@ -104,21 +104,22 @@ class Servers:
         else:
             await self._slots.acquire()
         try:
-            now_s = clock.monotonic_s()
-            host = self._group.choose(call.hash_key, asked, now_s, self._random)
-            if host is None:
-                raise UpstreamError(Reason.NO_ENDPOINT, "the upstream has no server", retry_after_s=1.0)
-            if not self._breaker.allows(now_s):
-                raise UpstreamError(
-                    Reason.BREAKER_OPEN,
-                    "the upstream failed too often",
-                    retry_after_s=max(1.0, self._breaker.due_s(now_s)),
-                )
+            host = self._chosen(call, asked)
             asked.append(host)
             return await self._ask(host, call, timeout_s)
         except BaseException:
             self._slots.release()
             raise
+
+    def _chosen(self, call: Call, asked: list[Any]) -> Host:
+        now_s = clock.monotonic_s()
+        host = self._group.choose(call.hash_key, asked, now_s, self._random)
+        if host is None:
+            raise UpstreamError(Reason.NO_ENDPOINT, "the upstream has no server", retry_after_s=1.0)
+        if not self._breaker.allows(now_s):
+            wait_s = max(1.0, self._breaker.due_s(now_s))
+            raise UpstreamError(Reason.BREAKER_OPEN, "the upstream failed too often", retry_after_s=wait_s)
+        return host
 
     async def _wait_for_slot(self, timeout_s: float) -> None:
         try:
@@ -130,30 +131,26 @@ class Servers:
     async def _ask(self, host: Host, call: Call, timeout_s: float) -> Answer:
         probe = self._breaker.state is State.HALF_OPEN
         host.in_flight += 1
-        settled = False
         try:
             response = await self._request(host, call, timeout_s)
-            settled = True
-            self._heard(host, ok=response.status not in FAILURES)
-            self._events.tried(self._name, None)
-            return Answer(
-                status=response.status,
-                headers=response.headers,
-                endpoint=host.address,
-                body=_ResponseBody(self, host, response, call.timeout_s),
-            )
         except UpstreamError as error:
-            settled = True
+            host.in_flight -= 1
             self._events.tried(self._name, error.reason)
             self._heard(host, ok=False)
-            host.in_flight -= 1
             raise
         except BaseException:
-            if not settled:
-                host.in_flight -= 1
+            host.in_flight -= 1
             if probe:
                 self._breaker.failed(clock.monotonic_s())  # else nobody would ever probe again
             raise
+        self._events.tried(self._name, None)
+        self._heard(host, ok=response.status not in FAILURES)
+        return Answer(
+            status=response.status,
+            headers=response.headers,
+            endpoint=host.address,
+            body=_ResponseBody(self, host, response, call.timeout_s),
+        )
 
     async def _request(self, host: Host, call: Call, timeout_s: float) -> aiohttp.ClientResponse:
         headers = call.headers
@@ -201,7 +198,7 @@ class Servers:
         host.in_flight -= 1
         self._slots.release()
 
-    async def check(self) -> None:
+    async def run(self) -> None:
         """Check the servers for as long as it is not cancelled, each at its interval; nothing without `health`."""
         terms = self._terms.health
         if terms is None:
@@ -329,21 +326,6 @@ class _ResponseBody:
         self._closed = True
         self._response.release()
         self._servers.body_closed(self._host)
-
-
-def breaker_of(terms: Breaking) -> Breaker:
-    """Return the breaker of an upstream."""
-    return Breaker(
-        failures_max=terms.failures_max,
-        open_s=min(terms.open_s, terms.open_s_max),
-        open_s_max=terms.open_s_max,
-    )
-
-
-def budget_of(terms: Upstream, now_s: float) -> Budget:
-    """Return the retry budget of an upstream."""
-    budget = terms.retry_budget
-    return Budget(share=budget.share, min_per_s=budget.min_per_s, window_s=budget.window_s, now_s=now_s)
 
 
 def _server_name(terms: Upstream) -> str:

@@ -12,15 +12,18 @@ import ssl
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Final, Protocol
 
+from routing.aws import AwsClient
 from routing.balancing.policy import Random
 from routing.discovery.source import DiscoveryError
 from routing.discovery.sources import source_of
 from routing.discovery.static import StaticSource
 from routing.discovery.watcher import Watcher
 from routing.gateway.routes_file import Upstream
+from routing.upstream import kinesis, lambda_function
 from routing.upstream.call import Answer, Call, Reason, UpstreamError
 from routing.upstream.events import UpstreamEvents
 from routing.upstream.servers import Servers
+from routing.upstream.service import Service
 from runtime.settings_file import SettingsError
 
 DRAIN_S: Final = 300.0
@@ -33,6 +36,9 @@ class Backend(Protocol):
 
     async def call(self, call: Call) -> Answer:
         """Return the answer, which the caller closes; raises `UpstreamError`."""
+
+    async def run(self) -> None:
+        """Do what is to be done between calls, until it is done or cancelled."""
 
     def status(self) -> dict[str, Any]:
         """Return what an operator wants to see."""
@@ -56,8 +62,7 @@ class _Running:
     def jobs(self) -> list[Coroutine[Any, Any, None]]:
         """Return what is to run for as long as the upstream is used."""
         jobs = [self.watcher.run()] if self.watcher is not None else []
-        if isinstance(self.backend, Servers):
-            jobs.append(self.backend.check())
+        jobs.append(self.backend.run())
         return jobs
 
 
@@ -142,6 +147,19 @@ class Upstreams:
         }
 
     def _make(self, name: str, terms: Upstream) -> _Running:
+        if terms.kind == "http":
+            return self._make_servers(name, terms)
+        if terms.kind == "lambda":
+            service, ask = "lambda", lambda_function.asks(terms.function)
+        else:
+            service, ask = "kinesis", kinesis.asks(terms.stream)
+        client = AwsClient(
+            service, region=terms.region, endpoint=terms.endpoint, connections_max=terms.connections_max
+        )
+        backend = Service(name, terms, client, ask, events=self._events, random=self._random)
+        return _Running(name, terms, backend, None)
+
+    def _make_servers(self, name: str, terms: Upstream) -> _Running:
         backend = Servers(
             name, terms, context=client_context(name, terms), events=self._events, random=self._random
         )
