@@ -20,6 +20,7 @@ Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
 Deadline = Annotated[float, msgspec.Meta(ge=0.01, le=3600)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+HashLoad = Annotated[float, msgspec.Meta(ge=0, le=100)]
 Body = Annotated[int, msgspec.Meta(ge=0, le=64 << 20)]
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 PARAMETER: Final = re.compile(r"\{([a-z][a-z0-9_]{0,31})(\.\.\.)?\}")
@@ -158,15 +159,23 @@ class RetryBudget(Section, frozen=True):
 class Upstream(Section, frozen=True):
     """Who answers. `http`: servers of `discovery`; `lambda`: `function`; `kinesis`: records into `stream`.
 
-    `local_zone` is preferred while enough of it is healthy; `internal` is served by the gateway itself.
+    `internal` is served by the gateway itself. `local_zone` is preferred while a share of `zone_share` of it is
+    healthy; a priority is left for the next while less than `failover_share` of it is. `hash_load_max` is how many
+    times its share a server may have with `consistent_hash`; 0 is no limit. `certificate` and `key` are the
+    gateway's own towards servers that ask for one.
     """
 
     kind: Literal["http", "lambda", "kinesis", "internal"] = "http"
     discovery: Discovery | None = None
     balancing: Literal["weighted_round_robin", "least_request", "consistent_hash"] = "least_request"
     local_zone: str = ""
+    zone_share: Share = 0.7
+    failover_share: Share = 0.5
+    hash_load_max: HashLoad = 0.0
     tls: bool = False
     ca: str = ""
+    certificate: str = ""
+    key: str = ""
     server_name: str = ""
     connections_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 256
     health: Health | None = None
@@ -276,6 +285,12 @@ def check(routes: Routes, wrong: Wrong) -> None:
             raise wrong(f"upstreams.{name}", "lambda needs function and region")
         if upstream.kind == "kinesis" and not (upstream.stream and upstream.region):
             raise wrong(f"upstreams.{name}", "kinesis needs stream and region")
+        if 0 < upstream.hash_load_max < 1:
+            raise wrong(
+                f"upstreams.{name}.hash_load_max", "below 1 nobody could have its share; 0 is no limit"
+            )
+        if bool(upstream.certificate) != bool(upstream.key):
+            raise wrong(f"upstreams.{name}", "certificate and key go together")
     for name, cors in routes.cors.items():
         if cors.credentials and "*" in cors.origins:
             raise wrong(f"cors.{name}", "credentials and every origin do not go together")

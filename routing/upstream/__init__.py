@@ -1,1 +1,1 @@
-"""Calls to upstreams: connections, tries, time-outs."""
+"""Calls to upstreams: HTTP servers, AWS Lambda functions, Kinesis streams."""

@@ -1,0 +1,1 @@
+"""Which server of an upstream gets the next request. Deciders only: nothing here waits or reads a clock."""

@@ -1,0 +1,116 @@
+"""Endpoints in AWS Cloud Map: one cheap call a poll while nothing changes.
+
+`DiscoverInstancesRevision` says whether an instance was registered or deregistered; only then, and at every sixth
+poll, since the revision says nothing of health, all healthy instances are asked for. So an instance that is gone is
+gone at the next poll, and one that Cloud Map finds unhealthy at the latest six polls later.
+
+An instance's address is AWS_INSTANCE_IPV4, AWS_INSTANCE_IPV6 or AWS_INSTANCE_CNAME with AWS_INSTANCE_PORT; its zone is
+AVAILABILITY_ZONE, as Amazon ECS sets it; HEADWORKS_WEIGHT and HEADWORKS_PRIORITY are ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from routing.aws import AwsError
+from routing.discovery.source import (
+    PRIORITY_MAX,
+    WEIGHT_MAX,
+    DiscoveryError,
+    Found,
+    found,
+    join_address,
+)
+from routing.gateway.routes_file import Endpoint
+
+ALL_EVERY: Final = 6
+"""Polls, of which one asks for all instances whatever the revision is."""
+INSTANCES_MAX: Final = 1000
+"""What one DiscoverInstances can return; there are no pages."""
+
+
+class Client(Protocol):
+    """Calls Cloud Map; raises `AwsError`."""
+
+    async def call(self, operation: str, *, deadline_s: float, **arguments: Any) -> dict[str, Any]:
+        """Return the answer of an operation."""
+
+    async def close(self) -> None:
+        """Close the connections."""
+
+
+class CloudMapSource:
+    """The healthy instances of one service of a namespace. `port` is for those that say none."""
+
+    def __init__(self, client: Client, *, namespace: str, service: str, port: int, deadline_s: float) -> None:
+        self._client = client
+        self._where = {"NamespaceName": namespace, "ServiceName": service}
+        self._port = port
+        self._deadline_s = deadline_s
+        self._revision = -1
+        self._polls = 0
+        self._last: Found | None = None
+
+    async def poll(self) -> Found:
+        """Return the instances that are healthy; raises `DiscoveryError`, also while throttled."""
+        try:
+            answer = await self._client.call(
+                "discover_instances_revision", deadline_s=self._deadline_s, **self._where
+            )
+            revision = int(answer["InstancesRevision"])
+            self._polls += 1
+            if self._last is not None and revision == self._revision and self._polls % ALL_EVERY:
+                return self._last
+            answer = await self._client.call(
+                "discover_instances",
+                deadline_s=self._deadline_s,
+                HealthStatus="HEALTHY",
+                MaxResults=INSTANCES_MAX,
+                **self._where,
+            )
+        except AwsError as error:
+            raise DiscoveryError(f"Cloud Map: {error}") from error
+        endpoints = endpoints_of(answer["Instances"], self._port)
+        digest = hashlib.blake2b(msgspec.json.encode(endpoints), digest_size=8).hexdigest()
+        self._last = found(endpoints, digest)
+        # Cloud Map's replicas may be behind: what came is no newer than the older of both.
+        self._revision = min(revision, int(answer.get("InstancesRevision", revision)))
+        return self._last
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+
+def endpoints_of(instances: Sequence[Mapping[str, Any]], port: int) -> list[Endpoint]:
+    """Return the endpoints of instances in the order of their ids; raises `DiscoveryError` for one without address."""
+    endpoints: list[Endpoint] = []
+    for instance in sorted(instances, key=lambda each: str(each["InstanceId"])):
+        has: Mapping[str, str] = instance.get("Attributes", {})
+        names = ("AWS_INSTANCE_IPV4", "AWS_INSTANCE_IPV6", "AWS_INSTANCE_CNAME")
+        host = next((has[name] for name in names if has.get(name)), "")
+        at = _number(has, "AWS_INSTANCE_PORT", port, 65_535)
+        if not host or not at:
+            raise DiscoveryError(f"Cloud Map: instance {instance['InstanceId']} has no address or no port")
+        endpoints.append(
+            Endpoint(
+                address=join_address(host, at),
+                weight=_number(has, "HEADWORKS_WEIGHT", 1, WEIGHT_MAX),
+                zone=has.get("AVAILABILITY_ZONE", ""),
+                priority=_number(has, "HEADWORKS_PRIORITY", 0, PRIORITY_MAX),
+            )
+        )
+    return endpoints
+
+
+def _number(has: Mapping[str, str], name: str, default: int, number_max: int) -> int:
+    text = has.get(name, "")
+    if not text:
+        return default
+    if not (text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) <= number_max):
+        raise DiscoveryError(f"Cloud Map: {name} is not a number up to {number_max}")
+    return int(text)
