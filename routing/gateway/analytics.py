@@ -1,0 +1,180 @@
+"""How the API is used: calls, errors, refusals, bytes and latency by route, tenant and key.
+
+`record` adds to counts in memory and does no I/O; a driver writes what came since into SQLite every
+`flush_s`. Killed without warning, the process loses what came since the last flush, so at most `flush_s` (and
+never more than the current minute when that is 60). Keys above `keys_max` in a minute are counted as `other`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from routing.gateway import histogram
+from routing.gateway.usage_store import DAY_S, MINUTE_S, Key, Retention, Tally, UsageStore, UsageStoreError
+from runtime import clock
+
+OTHER: Final = "other"
+AGENT: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,40}(/[A-Za-z0-9!#$%&'*+.^_`|~-]{1,20})?")
+REASONS_MAX: Final = 32
+"""How many reasons of a refusal one key has; they come from a closed set, so this is never met."""
+
+
+class Served(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A request that was answered, as far as it is counted.
+
+    `fingerprint` names the credential for good: the id of a key, or the name in a JWT, but never a `jti`, of
+    which each token has its own. `agent` is its User-Agent, wanted for deprecated routes only.
+    """
+
+    route: str
+    tenant: str
+    fingerprint: str
+    status: int
+    refused: str
+    elapsed_s: float
+    bytes_in: int
+    bytes_out: int
+    deprecated: bool = False
+    agent: str = ""
+
+
+class LastUse(msgspec.Struct, gc=False):
+    """How often a deprecated route was called by a key, when last, and by which product."""
+
+    calls: int
+    last_s: float
+    agent: str
+
+
+class Counts:
+    """What came since it was taken last, by minute; a decider, which is handed the time."""
+
+    def __init__(self, keys_max: int) -> None:
+        self._keys_max = keys_max
+        self._tallies: dict[Key, Tally] = {}
+        self._deprecated: dict[Key, LastUse] = {}
+
+    def record(self, served: Served, now_s: float) -> None:
+        """Count a request that was answered.
+
+        Hot: guarded by bench/test_validation.py::test_record.
+        """
+        minute_s = int(now_s // MINUTE_S) * MINUTE_S
+        key = (minute_s, served.route, served.tenant, served.fingerprint)
+        tally = self._tallies.get(key)
+        if tally is None:
+            tally = self._new(key)
+        tally.calls += 1
+        if served.status >= 500:
+            tally.server_errors += 1
+        elif served.status >= 400:
+            tally.client_errors += 1
+        if served.refused:
+            refused = tally.refused
+            if served.refused in refused or len(refused) < REASONS_MAX:
+                refused[served.refused] = refused.get(served.refused, 0) + 1
+        tally.bytes_in += served.bytes_in
+        tally.bytes_out += served.bytes_out
+        tally.elapsed_s += served.elapsed_s
+        number = histogram.bucket(served.elapsed_s)
+        tally.latencies[number] = tally.latencies.get(number, 0) + 1
+        if served.deprecated:
+            self._record_deprecated(served, now_s)
+
+    def _new(self, key: Key) -> Tally:
+        """Return the tally of a key that is not there yet, or of all others on its route."""
+        if len(self._tallies) >= self._keys_max:
+            key = (key[0], key[1], OTHER, OTHER)
+        return self._tallies.setdefault(key, Tally())
+
+    def _record_deprecated(self, served: Served, now_s: float) -> None:
+        day_s = int(now_s // DAY_S) * DAY_S
+        key = (day_s, served.route, served.tenant, served.fingerprint)
+        if key not in self._deprecated and len(self._deprecated) >= self._keys_max:
+            key = (day_s, served.route, OTHER, OTHER)
+        use = self._deprecated.setdefault(key, LastUse(0, now_s, ""))
+        use.calls += 1
+        use.last_s = now_s
+        use.agent = product(served.agent)
+
+    def take(self) -> tuple[dict[Key, Tally], dict[Key, LastUse]]:
+        """Return all that was counted since the last call."""
+        taken = self._tallies, self._deprecated
+        self._tallies, self._deprecated = {}, {}
+        return taken
+
+    def put_back(self, tallies: dict[Key, Tally], deprecated: dict[Key, LastUse]) -> None:
+        """Add again what could not be written."""
+        for key, tally in tallies.items():
+            (self._tallies.get(key) or self._new(key)).add(tally)
+        for key, use in deprecated.items():
+            if key in self._deprecated:
+                self._deprecated[key].calls += use.calls
+            elif len(self._deprecated) < self._keys_max:
+                self._deprecated[key] = use
+
+
+def product(user_agent: str) -> str:
+    """Return the product of a User-Agent, such as `curl/8.5.0` (RFC 9110 10.1.5), or nothing."""
+    found = AGENT.match(user_agent)
+    return found[0] if found else ""
+
+
+class Analytics:
+    """The counts of this process and the file that they are kept in."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        keys_max: int,
+        retention: Retention,
+        flush_s: float,
+        log: Any,
+        now_s: Callable[[], float] = clock.unix_s,
+    ) -> None:
+        """Open the file; raises `UsageStoreError`."""
+        self._counts = Counts(keys_max)
+        self._store = UsageStore(path, keys_max=keys_max, retention=retention)
+        self._flush_s = flush_s
+        self._log = log
+        self._now_s = now_s
+        self._writing = asyncio.Lock()
+
+    def record(self, served: Served) -> None:
+        """Count a request that was answered; no I/O."""
+        self._counts.record(served, self._now_s())
+
+    async def run(self) -> None:
+        """Write what was counted every `flush_s`, until cancelled."""
+        while True:
+            await asyncio.sleep(self._flush_s)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write what was counted; what cannot be written is kept for the next time."""
+        async with self._writing:
+            tallies, deprecated = self._counts.take()
+            uses = {key: (use.calls, use.last_s, use.agent) for key, use in deprecated.items()}
+            try:
+                await asyncio.to_thread(self._store.add, tallies, uses, self._now_s())
+            except UsageStoreError as error:
+                self._counts.put_back(tallies, deprecated)
+                self._log.warning("usage_not_written", why=str(error))
+
+    async def read(self, read: Callable[[UsageStore], Any]) -> Any:
+        """Write what was counted, then return what `read` reads, on a thread; raises `UsageStoreError`."""
+        await self.flush()
+        async with self._writing:
+            return await asyncio.to_thread(read, self._store)
+
+    async def aclose(self) -> None:
+        """Write what was counted and close the file."""
+        await self.flush()
+        self._store.close()
