@@ -25,7 +25,7 @@ REASONS_MAX: Final = 32
 """How many reasons of a refusal one key has; they come from a closed set, so this is never met."""
 
 
-class Served(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Answered(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A request that was answered, as far as it is counted.
 
     `fingerprint` names the credential for good: the id of a key, or the name in a JWT, but never a `jti`, of
@@ -60,32 +60,32 @@ class Counts:
         self._tallies: dict[Key, Tally] = {}
         self._deprecated: dict[Key, LastUse] = {}
 
-    def record(self, served: Served, now_s: float) -> None:
+    def record(self, answered: Answered, now_s: float) -> None:
         """Count a request that was answered.
 
         Hot: guarded by bench/test_validation.py::test_record.
         """
         minute_s = int(now_s // MINUTE_S) * MINUTE_S
-        key = (minute_s, served.route, served.tenant, served.fingerprint)
+        key = (minute_s, answered.route, answered.tenant, answered.fingerprint)
         tally = self._tallies.get(key)
         if tally is None:
             tally = self._new(key)
         tally.calls += 1
-        if served.status >= 500:
+        if answered.status >= 500:
             tally.server_errors += 1
-        elif served.status >= 400:
+        elif answered.status >= 400:
             tally.client_errors += 1
-        if served.refused:
+        if answered.refused:
             refused = tally.refused
-            if served.refused in refused or len(refused) < REASONS_MAX:
-                refused[served.refused] = refused.get(served.refused, 0) + 1
-        tally.bytes_in += served.bytes_in
-        tally.bytes_out += served.bytes_out
-        tally.elapsed_s += served.elapsed_s
-        number = histogram.bucket(served.elapsed_s)
+            if answered.refused in refused or len(refused) < REASONS_MAX:
+                refused[answered.refused] = refused.get(answered.refused, 0) + 1
+        tally.bytes_in += answered.bytes_in
+        tally.bytes_out += answered.bytes_out
+        tally.elapsed_s += answered.elapsed_s
+        number = histogram.bucket(answered.elapsed_s)
         tally.latencies[number] = tally.latencies.get(number, 0) + 1
-        if served.deprecated:
-            self._record_deprecated(served, now_s)
+        if answered.deprecated:
+            self._record_deprecated(answered, now_s)
 
     def _new(self, key: Key) -> Tally:
         """Return the tally of a key that is not there yet, or of all others on its route."""
@@ -93,15 +93,15 @@ class Counts:
             key = (key[0], key[1], OTHER, OTHER)
         return self._tallies.setdefault(key, Tally())
 
-    def _record_deprecated(self, served: Served, now_s: float) -> None:
+    def _record_deprecated(self, answered: Answered, now_s: float) -> None:
         day_s = int(now_s // DAY_S) * DAY_S
-        key = (day_s, served.route, served.tenant, served.fingerprint)
+        key = (day_s, answered.route, answered.tenant, answered.fingerprint)
         if key not in self._deprecated and len(self._deprecated) >= self._keys_max:
-            key = (day_s, served.route, OTHER, OTHER)
+            key = (day_s, answered.route, OTHER, OTHER)
         use = self._deprecated.setdefault(key, LastUse(0, now_s, ""))
         use.calls += 1
         use.last_s = now_s
-        use.agent = product(served.agent)
+        use.agent = product(answered.agent)
 
     def take(self) -> tuple[dict[Key, Tally], dict[Key, LastUse]]:
         """Return all that was counted since the last call."""
@@ -147,9 +147,9 @@ class Analytics:
         self._now_s = now_s
         self._writing = asyncio.Lock()
 
-    def record(self, served: Served) -> None:
+    def record(self, answered: Answered) -> None:
         """Count a request that was answered; no I/O."""
-        self._counts.record(served, self._now_s())
+        self._counts.record(answered, self._now_s())
 
     async def run(self) -> None:
         """Write what was counted every `flush_s`, until cancelled."""

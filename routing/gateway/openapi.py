@@ -143,8 +143,7 @@ class _Published:
         source = {
             key: value
             for key, value in operation.content.items()
-            if key
-            not in {"operationId", "tags", "parameters", "responses", "security", "servers", "deprecated"}
+            if key not in NOT_COPIED and not key.startswith("x-headworks-")
         }
         content: Node = {"operationId": self._name(route, operation), "tags": [route.upstream]}
         content |= self._copied(operation.document, source)

@@ -206,7 +206,7 @@ def decoded(body: bytes) -> tuple[Any, str]:
 def _deeper(value: Any, depth_max: int) -> bool:
     """Return whether a value has more than `depth_max` levels; goes level by level, so never deep itself."""
     level = [value]
-    for _ in range(depth_max + 1):
+    for _ in range(depth_max):
         level = [
             child
             for node in level
