@@ -1,8 +1,8 @@
 """How the API is used: calls, errors, refusals, bytes and latency by route, tenant and key.
 
 `record` adds to counts in memory and does no I/O; a driver writes what came since into SQLite every
-`flush_s`. Killed without warning, the process loses what came since the last flush, so at most `flush_s` (and
-never more than the current minute when that is 60). Keys above `keys_max` in a minute are counted as `other`.
+`flush_s`. Killed without warning, the process loses what came since the last flush: at most `flush_s`, which
+is a minute or less. Keys above `keys_max` in a minute are counted as `(other)`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,33 @@ import asyncio
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
+from aiohttp import web
 
 from routing.gateway import histogram
-from routing.gateway.usage_store import DAY_S, MINUTE_S, Key, Retention, Tally, UsageStore, UsageStoreError
+from routing.gateway.routes_file import Route
+from routing.gateway.usage_store import (
+    DAY_S,
+    MINUTE_S,
+    OTHER,
+    Key,
+    Retention,
+    Tally,
+    UsageStore,
+    UsageStoreError,
+)
+from routing.tenancy.identity import Credential
+from routing.tenancy.principal import Principal
 from runtime import clock
 
-OTHER: Final = "other"
+NO_ROUTE: Final = "(none)"
+"""The route of requests for which there is none; like OTHER, what nothing else can be called."""
+NOBODY: Final = "(nobody)"
+"""The tenant and key of callers who are not known."""
 AGENT: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,40}(/[A-Za-z0-9!#$%&'*+.^_`|~-]{1,20})?")
+KEY_CHARACTERS_MAX: Final = 128
 REASONS_MAX: Final = 32
 """How many reasons of a refusal one key has; they come from a closed set, so this is never met."""
 
@@ -44,6 +61,65 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     agent: str = ""
 
 
+class Ended(Protocol):
+    """What is wanted of an exchange that has ended."""
+
+    @property
+    def request(self) -> web.BaseRequest:
+        """Return the request."""
+
+    @property
+    def route(self) -> Route | None:
+        """Return its route, or None if there was none for it."""
+
+    @property
+    def principal(self) -> Principal | None:
+        """Return who called, or None if that is not known."""
+
+    @property
+    def status(self) -> int:
+        """Return the status of the answer."""
+
+    @property
+    def refused(self) -> str:
+        """Return why the gateway refused it, or nothing."""
+
+    @property
+    def bytes_in(self) -> int:
+        """Return the bytes of its body."""
+
+    @property
+    def bytes_out(self) -> int:
+        """Return the bytes of the answer's body."""
+
+
+def answered(exchange: Ended, elapsed_s: float) -> Answered:
+    """Return what is counted of an exchange.
+
+    The tenant is the caller's and never the path's, which anybody may write; the key is one that lives: an
+    API key by its id, and any other caller by its name.
+    """
+    route, principal = exchange.route, exchange.principal
+    deprecated = route is not None and route.deprecation is not None
+    tenant = key = NOBODY
+    if principal is not None:
+        tenant, key = principal.tenant, principal.name
+        if principal.credential is Credential.API_KEY and principal.fingerprint:
+            key = principal.fingerprint
+    return Answered(
+        route=NO_ROUTE if route is None else route.name,
+        tenant=tenant,
+        fingerprint=key[:KEY_CHARACTERS_MAX],
+        status=exchange.status,
+        refused=exchange.refused,
+        elapsed_s=elapsed_s,
+        bytes_in=exchange.bytes_in,
+        bytes_out=exchange.bytes_out,
+        deprecated=deprecated,
+        agent=exchange.request.headers.get("User-Agent", "") if deprecated else "",
+    )
+
+
 class LastUse(msgspec.Struct, gc=False):
     """How often a deprecated route was called by a key, when last, and by which product."""
 
@@ -61,7 +137,7 @@ class Counts:
         self._deprecated: dict[Key, LastUse] = {}
 
     def record(self, answered: Answered, now_s: float) -> None:
-        """Count a request that was answered.
+        """Count a request that was answered; a clock that goes back only changes which minute it is in.
 
         Hot: guarded by bench/test_validation.py::test_record.
         """
@@ -140,6 +216,7 @@ class Analytics:
         now_s: Callable[[], float] = clock.unix_s,
     ) -> None:
         """Open the file; raises `UsageStoreError`."""
+        assert 0 < flush_s <= MINUTE_S
         self._counts = Counts(keys_max)
         self._store = UsageStore(path, keys_max=keys_max, retention=retention)
         self._flush_s = flush_s

@@ -42,6 +42,7 @@ SAID: Final = {
     "400": "The request is not what the operation takes; `errors` says where.",
     "401": "The caller is not known.",
     "403": "The caller may not do this: a scope is missing, or it belongs to another tenant.",
+    "410": "This was deprecated, and is gone.",
     "413": "The body is too large.",
     "415": "The body is of a type that this operation does not take.",
     "429": "More than the usage plan allows.",
@@ -297,6 +298,8 @@ def _refusals(route: Route, operation: Operation, *, internal: bool) -> list[str
     found = ["400"] if operation.parameters or body else []
     if not route.public:
         found += ["401", "403", "429"]
+    if route.deprecation is not None and route.deprecation.sunset:
+        found.append("410")
     if body:
         found += ["413", "415"]
     return found if internal else [*found, "502", "503", "504"]

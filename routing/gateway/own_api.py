@@ -130,7 +130,7 @@ CONTENT: Final[Node] = {
             "Usage": _object(
                 {
                     "at": TIME,
-                    "name": {**TEXT, "description": "The route, key or tenant, or `other`."},
+                    "name": {**TEXT, "description": "The route, key or tenant, or `(other)`."},
                     "calls": COUNT,
                     "client_errors": COUNT,
                     "server_errors": COUNT,

@@ -34,7 +34,7 @@ class Asking(Protocol):
     """What a report needs of an exchange."""
 
     @property
-    def request(self) -> web.Request:
+    def request(self) -> web.BaseRequest:
         """Return the request."""
         ...
 
@@ -119,7 +119,7 @@ def asked(query: Mapping[str, str], principal: Principal, now_s: float) -> Quest
         raise Refused(400, "invalid-request", "step: must be minute, hour or day")
     if not (limit.isascii() and limit.isdecimal() and len(limit) <= 4 and 1 <= int(limit) <= ROWS_MAX):
         raise Refused(400, "invalid-request", f"limit: must be 1 to {ROWS_MAX}")
-    to_s = _time("to", query["to"]) if "to" in query else now_s
+    to_s = _time("to", query["to"]) if "to" in query else now_s + 1
     from_s = _time("from", query["from"]) if "from" in query else to_s - DAY_S
     if from_s >= to_s:
         raise Refused(400, "invalid-request", "from: must be before to")

@@ -1,7 +1,7 @@
 """The use of the API in SQLite: tallies of minutes, hours and days, each kept for its time.
 
 What is written is added to all three at once, in one transaction, so that nothing has to be rolled up later
-and a crash leaves them in agreement. Each minute, hour and day has at most `keys_max` keys, and then `other`.
+and a crash leaves them in agreement. A minute, hour or day has at most `keys_max` keys, and then `(other)`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ MINUTE_S: Final = 60
 HOUR_S: Final = 3_600
 DAY_S: Final = 86_400
 STEPS: Final = {"minute": MINUTE_S, "hour": HOUR_S, "day": DAY_S}
-OTHER: Final = "other"
+OTHER: Final = "(other)"
+"""What is not told apart any more; the name of no route, tenant or key."""
 Key = tuple[int, str, str, str]
 """Unix time of the beginning, route, tenant, fingerprint of the credential."""
 SCHEMA: Final = """
@@ -145,7 +146,7 @@ class UsageStore:
         self._connection.execute("DELETE FROM deprecated_use WHERE day_s < ?", (oldest_s,))
 
     def _add_step(self, step_s: int, tallies: Mapping[Key, Tally]) -> None:
-        """Add to the tallies of a step; keys above the limit of one are added to `other` of their route."""
+        """Add to the tallies of a step; keys above the limit of one are added to `(other)` of their route."""
         sums: dict[tuple[int, str, str, str], Tally] = {}
         counts: dict[int, int] = {}
         for (minute_s, route, tenant, fingerprint), tally in tallies.items():

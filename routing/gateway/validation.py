@@ -16,6 +16,7 @@ import jsonschema_rs
 import msgspec
 from multidict import MultiMapping
 
+from routing.gateway import own_api
 from routing.gateway.documents import REFERENCES_MAX, Document, DocumentError, Documents, Node, Operation
 from routing.gateway.routes_file import Route, Routes
 
@@ -41,11 +42,15 @@ class Validation:
 
     def __init__(self, routes: Routes, documents: Documents) -> None:
         """Compile all; raises `DocumentError`."""
-        self._checks = {
-            route.name: _Check(documents.operation(route.operation))
-            for route in routes.routes
-            if route.operation and routes.upstreams[route.upstream].kind != "internal"
-        }
+        self._checks: dict[str, _Check] = {}
+        own = own_api.document().operations
+        for route in routes.routes:
+            if routes.upstreams[route.upstream].kind == "internal":
+                operation = own.get(own_api.operation_of(route))
+            else:
+                operation = documents.operation(route.operation) if route.operation else None
+            if operation is not None:
+                self._checks[route.name] = _Check(operation)
 
     def unsupported(self, route: Route, content_type: str, body: bytes) -> str:
         """Return why the media type of a body is not taken (415), or nothing."""

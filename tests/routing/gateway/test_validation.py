@@ -77,9 +77,19 @@ def test_an_operation_without_a_body_takes_none() -> None:
     ]
 
 
-def test_routes_without_an_operation_and_those_of_the_gateway_are_not_checked() -> None:
+def test_routes_without_an_operation_are_not_checked() -> None:
     assert VALIDATION.validate(FILES, {"rest": "a/b"}, MultiDict(x="1"), "", b"{") == []
-    assert VALIDATION.validate(OWN[0], {}, MultiDict(x="1"), "", b"{") == []
+    assert VALIDATION.validate(OWN[-1], {}, MultiDict(x="1"), "", b"{") == []
+
+
+def test_what_the_gateway_itself_answers_is_checked_as_well() -> None:
+    query = MultiDict({"from": "2026-01-31T00:00:00Z", "by": "key", "limit": "10"})
+    assert VALIDATION.validate(OWN[0], {}, query, "", b"") == []
+    query = MultiDict({"from": "yesterday", "since": "1"})
+    assert VALIDATION.validate(OWN[0], {}, query, "", b"") == [
+        {"where": "query.since", "problem": "there is no such parameter"},
+        {"where": "query.from", "problem": "is not a date-time"},
+    ]
 
 
 @pytest.mark.parametrize(
