@@ -418,12 +418,14 @@ class Pipeline:
         can_pause: bool = False,
         waiter: Waiter | None = None,
         also: Callable[[str, int, int], Sequence[Statement]] | None = None,
+        trace: str = "",
     ) -> Submission:
         """Admit one HTTP or WebSocket payload for `names` (tenant, device, stream).
 
         `can_pause` is whether the caller heeds `pause_s`; for one that does not, a plan that pauses refuses
         while something is owed. `also(group, first index, count)` gives statements for the transaction of its
-        group; `waiter` may withdraw the payload if the disk refuses (`OpenGroup.tie`).
+        group; `waiter` may withdraw the payload if the disk refuses (`OpenGroup.tie`). `trace` is the trace
+        context that the records carry on.
         """
         outcome, route = self._judge_submission(producer, names)
         if route is None:
@@ -445,6 +447,8 @@ class Pipeline:
         current = self._spool.current
         group = f"{self._spool.node}-{self._spool.boot}-{ordinal(current.number)}"
         first = self._append(route, payload, encoding, count)
+        if trace:
+            current.trace(trace)
         if waiter is not None:
             current.tie(waiter, also(group, first, count) if also is not None else ())
         return Submission(outcome, count, group, first, pause_s=pause_s)

@@ -51,7 +51,8 @@ class After(msgspec.Struct, frozen=True, array_like=True):
 class Group(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One group commit. (`node`, `boot`, `number`) is unique for ever.
 
-    It is delivered only when each of `after` is (`ingest.order`).
+    It is delivered only when each of `after` is (`ingest.order`). `traces` are the W3C trace contexts of runs
+    that came with one, by position: of the group and not of a run, so that runs without one cost nothing.
     """
 
     node: str
@@ -59,6 +60,7 @@ class Group(msgspec.Struct, frozen=True, array_like=True, gc=False):
     number: int
     runs: list[Run]
     after: list[After] = []
+    traces: dict[int, str] = {}
 
 
 class Spooled(msgspec.Struct, frozen=True):

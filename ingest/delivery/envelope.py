@@ -2,7 +2,8 @@
 
     {"id", "tenant", "device", "stream", "received_at", "node", "payload"}
 
-`received_at` is Unix time in ms. The payload of a raw stream is base64 text, with "encoding": "base64".
+`received_at` is Unix time in ms. A record that came with a W3C trace context has it as "trace" before its
+payload, which is a `traceparent`. The payload of a raw stream is base64 text, with "encoding": "base64".
 Payloads were validated when they came in, so JSON is spliced in as it is.
 """
 
@@ -62,6 +63,7 @@ def envelopes(group: Group) -> Iterator[tuple[Run, int, list[bytes]]]:
     encode = _JSON.encode
     head = b'{"id":' + encode(f"{group.node}-{group.boot}-{ordinal(group.number)}-")[:-1]
     node = encode(group.node)
+    traced = {id(group.runs[position]): trace for position, trace in group.traces.items()}
     index = 0
     for run in group.runs:
         encoding = b""
@@ -71,6 +73,8 @@ def envelopes(group: Group) -> Iterator[tuple[Run, int, list[bytes]]]:
             payloads = payloads_as_json(run)
             if run.encoding is RAW:
                 encoding = b',"encoding":"base64"'
+        if traced and id(run) in traced:
+            encoding += b',"trace":' + encode(traced[id(run)])
         middle = b'","tenant":%b,"device":%b,"stream":%b,"received_at":%d,"node":%b%b,"payload":' % (
             encode(run.tenant),
             encode(run.device),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
@@ -47,6 +48,10 @@ from runtime.problem import problem
 TELEMETRY: Final = "/v1/telemetry/"
 TENANTS: Final = "/v1/tenants/"
 WEBSOCKETS: Final = {"/v1/stream": "headworks", "/mqtt": "mqtt"}
+TRACEPARENT: Final = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII
+)
+"""W3C Trace Context 3.2.2."""
 SMALL_BYTES: Final = 262_144
 """What takes the event loop a few milliseconds at most to inflate and to cut into lines."""
 UNSETTLED: Final = (
@@ -362,12 +367,15 @@ class HttpListener:
                 response.force_close()
             return response
         key = request.headers.get("Idempotency-Key")
+        trace = request.headers.get("traceparent", "")
+        if trace and TRACEPARENT.fullmatch(trace) is None:
+            trace = ""  # W3C Trace Context 3.2.2: what does not parse is left out, and the request goes on
         if key is None:
-            return await self._submit(producer, names, body)
+            return await self._submit(producer, names, body, trace)
         if not (1 <= len(key) <= KEY_CHARACTERS_MAX and key.isprintable()):
             text = f"a key has 1 to {KEY_CHARACTERS_MAX} printable characters"
             return problem(400, "bad-idempotency-key", text)
-        return await self._submit_once(producer, names, body, key)
+        return await self._submit_once(producer, names, body, key, trace)
 
     def _producer(self, request: web.BaseRequest, handler: Handler) -> Producer | web.Response:
         """Return who makes the request, or its refusal."""
@@ -447,9 +455,13 @@ class HttpListener:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._inflater, functools.partial(read, inflated_bytes_max=limit))
 
-    async def _submit(self, producer: Producer, names: tuple[str, str, str], body: bytes) -> web.Response:
+    async def _submit(
+        self, producer: Producer, names: tuple[str, str, str], body: bytes, trace: str
+    ) -> web.Response:
         waiter = Durable()
-        submission = self.pipeline.submit(producer, names, body, clock.monotonic_s(), waiter=waiter)
+        submission = self.pipeline.submit(
+            producer, names, body, clock.monotonic_s(), waiter=waiter, trace=trace
+        )
         if submission.outcome is not Outcome.ACCEPTED:
             return of_refusal(submission)
         return await self._durable(waiter, submission)
@@ -468,7 +480,7 @@ class HttpListener:
         return accepted(Answered(submission.group, submission.first_index, submission.count))
 
     async def _submit_once(
-        self, producer: Producer, names: tuple[str, str, str], body: bytes, key: str
+        self, producer: Producer, names: tuple[str, str, str], body: bytes, key: str, trace: str
     ) -> web.Response:
         now_s = clock.unix_s()
         digest = digest_of(names, body)
@@ -490,7 +502,7 @@ class HttpListener:
 
         waiter = Durable()
         submission = self.pipeline.submit(
-            producer, names, body, clock.monotonic_s(), waiter=waiter, also=also
+            producer, names, body, clock.monotonic_s(), waiter=waiter, also=also, trace=trace
         )
         if submission.outcome is not Outcome.ACCEPTED:
             self._keys.abandon(record_key)

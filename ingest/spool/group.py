@@ -33,6 +33,7 @@ class OpenGroup:
         "runs",
         "statements",
         "tenants",
+        "traces",
     )
 
     def __init__(self, number: int) -> None:
@@ -44,6 +45,7 @@ class OpenGroup:
         self.replies: dict[Waiter, bytes] = {}
         self.statements: list[Statement] = []
         self.after: dict[int, After] = {}
+        self.traces: dict[int, str] = {}
         self.opened_s = 0.0
         self._withdrawable: dict[Waiter, list[tuple[int, Sequence[Statement]]]] = {}
 
@@ -69,6 +71,11 @@ class OpenGroup:
         """Be delivered only when each of `afters` is; of one worker the last counts."""
         for after in afters:
             self.after[after.worker] = after
+
+    def trace(self, traceparent: str) -> None:
+        """Keep the trace context of the last run, which goes with its records."""
+        self.traces[len(self.runs) - 1] = traceparent
+        self.bytes += len(traceparent)
 
     def answer(self, waiter: Waiter, reply: bytes) -> None:
         """Owe `reply` to `waiter`, behind what it is already owed."""
@@ -104,6 +111,13 @@ class OpenGroup:
         runs = [run for run in self.runs if run is not None]
         if not runs:
             return None
-        group = Group(node, boot, self.number, runs, list(self.after.values()))
+        group = Group(node, boot, self.number, runs, list(self.after.values()), self._traces())
         tenants = {tenant: count for tenant, count in self.tenants.items() if count}
         return group, StoredGroup(self.number, self.records, tenants, ENCODE_GROUP.encode(group))
+
+    def _traces(self) -> dict[int, str]:
+        """Return the trace contexts by position among the runs that were not withdrawn."""
+        if len(self.traces) == 0:
+            return {}
+        kept = [position for position, run in enumerate(self.runs) if run is not None]
+        return {new: self.traces[old] for new, old in enumerate(kept) if old in self.traces}

@@ -294,6 +294,16 @@ async def test_letters_fill_the_open_group_as_runs_do(rig: Rig) -> None:
 # Replays.
 
 
+async def test_a_submission_keeps_the_trace_context_that_it_came_with(rig: Rig) -> None:
+    for trace in ("", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"):
+        submission = rig.pipeline.submit(producer(), ("t", "d", "s"), ONE, 1.0, trace=trace)
+        assert submission.outcome is Outcome.ACCEPTED
+    rig.spool.touch()
+    await rig.settle()
+    traces = [trace for read in rig.reader.read_after(0, 1 << 30) for trace in read.group.traces.values()]
+    assert traces == ["00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"]
+
+
 def poison_of(group: Group) -> list[Poison]:
     return [
         Poison(first, run.tenant, run.device, run.stream, run.received_at_ms, "r", envelope)

@@ -173,6 +173,20 @@ async def test_every_encoding_becomes_the_same_envelope() -> None:
     }
 
 
+async def test_the_trace_context_of_a_run_is_in_the_envelope_of_each_of_its_records() -> None:
+    runs = [
+        Run("t", "d", "s", Encoding.JSON, 7, 1, [b'{"seq":1}']),
+        Run("t", "d", "s", Encoding.JSON_LIST, 7, 2, [b'[{"seq":2},{"seq":3}]']),
+        Run("t", "d", "raw", Encoding.RAW, 7, 1, [b"\x00\xff"]),
+    ]
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    async with FaultKinesis(shards=1, faults=Faults()) as kinesis:
+        await deliver(kinesis, [Group("n", "b", 9, runs, traces={1: trace, 2: "other"})])
+    envelopes = [envelope for _, envelope in kinesis.records()]
+    assert [envelope.get("trace") for envelope in envelopes] == [None, trace, trace, "other"]
+    assert (envelopes[3]["payload"], envelopes[3]["encoding"]) == ("AP8=", "base64")
+
+
 @pytest.mark.parametrize("poisoned", [1, 4])
 async def test_what_the_service_never_takes_is_found_in_few_calls_and_nothing_else_waits(
     poisoned: int,

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from ingest.authentication import Door
 from ingest.counters import Closing
-from ingest.http.listener import Handler, _Server
+from ingest.http.listener import TRACEPARENT, Handler, _Server
 from ingest.settings import Http
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -101,3 +101,20 @@ async def test_a_peer_that_reads_slowly_but_reads_is_not_cut_off(served: list[Se
             await asyncio.sleep(0.005)
     assert loop.time() - began_s > 0.6, "longer than the deadline"
     assert served[0].listener.closings == []
+
+
+@pytest.mark.parametrize(
+    ("text", "taken"),
+    [
+        ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", True),
+        ("00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01", False),
+        ("00-00000000000000000000000000000000-b7ad6b7169203331-01", False),
+        ("00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01", False),
+        ("ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", False),
+        ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\n", False),
+        ('00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01","payload":1', False),
+        ("", False),
+    ],
+)
+def test_a_trace_context_is_taken_when_it_is_one(text: str, taken: bool) -> None:
+    assert (TRACEPARENT.fullmatch(text) is not None) is taken

@@ -164,6 +164,27 @@ async def test_a_disk_that_refuses_answers_nobody_and_loses_nothing(
     assert spool.state is State.OPEN
 
 
+async def test_a_trace_context_stays_with_its_run_when_another_is_withdrawn(
+    made: tuple[Spool, FailingStore], tmp_path: Path
+) -> None:
+    spool, store = made
+    patient, hasty = Client(), Client(withdraws=True)
+    store.broken = True
+    for tenant, waiter in (("a", hasty), ("b", patient), ("c", hasty), ("d", patient)):
+        spool.append(run(tenant), 10)
+        if tenant != "b":
+            spool.current.trace(f"trace of {tenant}")
+        if waiter is hasty:
+            spool.current.tie(hasty, ())
+        spool.answer(waiter, b"x")
+    await until(lambda: spool.state is State.BROKEN)
+    store.broken = False
+    await until(lambda: patient.heard)
+    [stored] = Reader(tmp_path / "worker-0" / "spool.db").read_after(0, 1 << 20)
+    assert [each.tenant for each in stored.group.runs] == ["b", "d"]
+    assert stored.group.traces == {1: "trace of d"}
+
+
 async def test_a_disk_that_refuses_is_heard_of_by_those_who_came_during_the_commit(
     made: tuple[Spool, FailingStore], tmp_path: Path
 ) -> None:

@@ -1,0 +1,1 @@
+"""Pages for people, without anything from elsewhere: one answer holds its own style and script."""
