@@ -1,4 +1,4 @@
-"""Which live values a dashboard sees: its filter, and what is left of them when it reads slower than they come.
+"""Which live values a dashboard sees: its filter, and what is left when it reads slower than they come.
 
 For each (device, stream, metric) only the newest value is kept until the dashboard takes it; what it replaced
 is counted as *conflated*. So memory is bounded by `KEYS_MAX` values a dashboard, however slowly it reads; a key
@@ -28,9 +28,9 @@ KeyT = TypeVar("KeyT")
 class Subscription(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a dashboard asks for: names with `*` and `?`. A list that is left out lets everything pass."""
 
-    devices: Patterns = ["*"]
-    streams: Patterns = ["*"]
-    metrics: Patterns = ["*"]
+    devices: Patterns = msgspec.field(default_factory=lambda: ["*"])
+    streams: Patterns = msgspec.field(default_factory=lambda: ["*"])
+    metrics: Patterns = msgspec.field(default_factory=lambda: ["*"])
     every_ms: Annotated[int, msgspec.Meta(ge=50, le=60_000)] = 500
     tenant: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._~:@=-]{0,128}$")] = ""
 
@@ -65,7 +65,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 class Filter:
     """A compiled subscription; it remembers what it found of a name, since names come again and again."""
 
-    __slots__ = ("_devices", "_known_sources", "_known_metrics", "_metrics", "_streams")
+    __slots__ = ("_devices", "_known_metrics", "_known_sources", "_metrics", "_streams")
 
     def __init__(self, subscription: Subscription) -> None:
         self._devices = _compiled(subscription.devices)

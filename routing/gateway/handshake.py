@@ -62,7 +62,7 @@ def protocols(request: web.BaseRequest) -> list[str]:
 
 
 def offering(request: web.BaseRequest, known: AbstractSet[str]) -> web.BaseRequest:
-    """Return a request that offers none but `known` subprotocols: aiohttp logs those of a client that fit none."""
+    """Return a request that offers only `known` subprotocols; aiohttp would log those that fit none."""
     offered = protocols(request)
     kept = [name for name in offered if name in known]
     if kept == offered:

@@ -4,8 +4,8 @@
     gateway:  {"subscribed": {...}}, then {"values": [{device, stream, metric, ts, value}, ...],
               "conflated": n, "dropped": n} at most every `every_ms`; {"tail": "lost"} and {"tail": "live"}
 
-- There is one stream a tenant from the service `upstream`, while somebody listens and `TAIL_LINGER_S` longer. It is
-  opened again with back-off after what came last (`after`), so a break costs time and not values.
+- There is one stream a tenant from the service `upstream`, while somebody listens and `TAIL_LINGER_S` longer.
+  It is opened again with back-off after what came last (`after`), so a break costs time and not values.
 - A dashboard sees its own tenant. An operator names one.
 - Live means now: there are no values from before the subscription; ask the data API for those.
 """
@@ -105,7 +105,7 @@ class Subscriber:
 class Tail:
     """The stream of one tenant, and who listens to it."""
 
-    __slots__ = ("after", "live", "listeners", "nobody_since_s", "tenant")
+    __slots__ = ("after", "listeners", "live", "nobody_since_s", "tenant")
 
     def __init__(self, tenant: str) -> None:
         self.tenant = tenant
@@ -351,6 +351,9 @@ class Live:
                     if tail.listeners:
                         continue
                     if self._monotonic_s() - tail.nobody_since_s >= TAIL_LINGER_S:
+                        del self._tails[
+                            tail.tenant
+                        ]  # before anything is awaited: who comes now gets a new one
                         streaming.cancel()
                         break
         finally:
