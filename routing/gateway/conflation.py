@@ -1,7 +1,7 @@
 """Which live values a dashboard sees: its filter, and what is left when it reads slower than they come.
 
 For each (device, stream, metric) only the newest value is kept until the dashboard takes it; what it replaced
-is counted as *conflated*. So memory is bounded by `KEYS_MAX` values a dashboard, however slowly it reads; a key
+is counted as *conflated*. So memory is bounded by `KEYS_MAX` values a dashboard, however slow it is; a key
 for which there is no room is counted as *dropped*. Taken = sent + conflated + dropped + kept, always.
 """
 

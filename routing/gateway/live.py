@@ -174,9 +174,10 @@ class Live:
         opened = list(self._subscribers)
         try:
             async with asyncio.timeout(deadline_s):
-                for subscriber in opened:
+                for position, subscriber in enumerate(opened):
+                    if position:
+                        await asyncio.sleep(deadline_s * SPREAD / len(opened))
                     subscriber.open.end(Ending.DRAIN)
-                    await asyncio.sleep(deadline_s * SPREAD / len(opened))
                 await self._none_left.wait()
         except TimeoutError:
             self._log.warning("live_not_drained", subscribers=len(self._subscribers))

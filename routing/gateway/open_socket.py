@@ -169,7 +169,7 @@ class OpenSocket:
     def offer(self, message: str | bytes) -> bool:
         """Put a message into the outbox; False when it has no room. One that never has may be alone."""
         taken = size(message) + MESSAGE_OVERHEAD_BYTES
-        if self._outbox and self._bytes + taken > self._bytes_max:
+        if self._bytes and self._bytes + taken > self._bytes_max:
             return False
         self._outbox.append(message)
         self._bytes += taken
@@ -177,47 +177,46 @@ class OpenSocket:
         return True
 
     async def put(self, message: str | bytes) -> None:
-        """Put a message into the outbox as soon as it has room; to one that has ended nothing is sent."""
-        while self.ending is None and not self.offer(message):
+        """Put a message into the outbox as soon as it has room, unless the socket ends before it has."""
+        while not self.offer(message):
+            if self.ending is not None and self.ending not in FINISHED:
+                return
             self._room.clear()
             await self._room.wait()
 
     async def written(self) -> None:
         """Wait until nothing waits in the outbox, or the socket has ended."""
-        while self.ending is None and self._outbox:
+        while self.ending is None and self._bytes:
             self._room.clear()
             await self._room.wait()
 
     async def write(self) -> None:
-        """Write what comes into the outbox, until the socket has ended or takes nothing more."""
-        while self.ending is None:
+        """Write what comes into the outbox, until the client takes nothing more."""
+        while True:
             await self._filled.wait()
             self._filled.clear()
-            await self._empty()
-
-    async def _empty(self) -> None:
-        while self._outbox:
-            message = self._outbox[0]
             try:
-                async with asyncio.timeout(self.timing.unread_s):
-                    await self._send(message)
+                while self._outbox:
+                    async with asyncio.timeout(self.timing.unread_s):
+                        await self._send_next()
             except TimeoutError:
                 self.end(Ending.UNREAD)
                 return
             except OSError:
                 self.end(Ending.LOST)
                 return
-            self._sent()
 
-    def _sent(self) -> None:
-        self._bytes -= size(self._outbox.popleft()) + MESSAGE_OVERHEAD_BYTES
-        self._room.set()
-
-    async def _send(self, message: str | bytes) -> None:
-        if isinstance(message, bytes):
-            await self.socket.send_bytes(message)
-        else:
-            await self.socket.send_str(message)
+    async def _send_next(self) -> None:
+        """Send a message; once begun it is on its way, even when this is cancelled."""
+        message = self._outbox.popleft()
+        try:
+            if isinstance(message, bytes):
+                await self.socket.send_bytes(message)
+            else:
+                await self.socket.send_str(message)
+        finally:
+            self._bytes -= size(message) + MESSAGE_OVERHEAD_BYTES
+            self._room.set()
 
     async def ping(self, now_s: float) -> None:
         """Ask whether the client is there."""
@@ -281,8 +280,7 @@ class OpenSocket:
                     async with asyncio.timeout(deadline_s):
                         if ending is not Ending.UNREAD:
                             while self._outbox:
-                                await self._send(self._outbox[0])
-                                self._sent()
+                                await self._send_next()
                         await self.socket.close(code=self.close.code, message=self.close.reason.encode())
                         clean = self.socket.close_code != CLOSES[Ending.LOST].code
             else:

@@ -151,9 +151,10 @@ class Sockets:
         opened = list(self._connections.values())
         try:
             async with asyncio.timeout(deadline_s):
-                for connection in opened:
+                for position, connection in enumerate(opened):
+                    if position:
+                        await asyncio.sleep(deadline_s * SPREAD / len(opened))
                     connection.open.end(Ending.DRAIN)
-                    await asyncio.sleep(deadline_s * SPREAD / len(opened))
                 await self._none_left.wait()
                 await self._farewells.join()
         except TimeoutError:

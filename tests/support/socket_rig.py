@@ -208,7 +208,7 @@ async def open_rig(*, live: LiveSettings | None = None, **fields: Any) -> AsyncI
         rig = SocketRig(backend, service, socket_api(**fields), live or LiveSettings())
         rig.client = client
         rig.server = TestServer(rig.app())
-        await rig.server.start_server(handler_cancellation=True)  # as the gateway has it
+        await rig.server.start_server()  # cancels handlers whose client is gone, as the gateway does
         try:
             async with asyncio.TaskGroup() as tasks:
                 running = [tasks.create_task(rig.sockets.run()), tasks.create_task(rig.live.run())]
