@@ -31,8 +31,13 @@ class Connections:
         self._sockets = sockets
         self._metrics = metrics
 
-    async def handle(self, request: web.BaseRequest, principal: Principal) -> web.Response:
-        """Answer a call; the id of the connection is the last segment of the path."""
+    async def handle(
+        self, request: web.BaseRequest, principal: Principal, body: bytes | None = None
+    ) -> web.Response:
+        """Answer a call; the id of the connection is the last segment of the path.
+
+        `body` is that of the request, where it has been read already.
+        """
         if SCOPE not in principal.scopes:
             return self.forbidden(f"the caller lacks the scope {SCOPE}")
         connection = self._sockets.find(connection_id(request))
@@ -40,7 +45,7 @@ class Connections:
             return self._answer(Pushed.GONE)
         match request.method:
             case "POST":
-                return await self._push(request, connection)
+                return await self._push(request, connection, body)
             case "GET":
                 self._metrics.pushed(Pushed.OK)
                 return web.json_response(body=_ENCODE(information(connection)), headers=_request_id())
@@ -56,10 +61,12 @@ class Connections:
         self._metrics.pushed(Pushed.FORBIDDEN)
         return _error(403, "ForbiddenException", why)
 
-    async def _push(self, request: web.BaseRequest, connection: Connection) -> web.Response:
+    async def _push(
+        self, request: web.BaseRequest, connection: Connection, body: bytes | None
+    ) -> web.Response:
         bytes_max = connection.api.message_bytes_max
-        data = await _body(request, bytes_max)
-        if data is None:
+        data = await _body(request, bytes_max) if body is None else body
+        if data is None or len(data) > bytes_max:
             return self._answer(Pushed.TOO_LARGE)
         if connection.open.ending is not None:
             return self._answer(Pushed.GONE)

@@ -291,11 +291,11 @@ class Live:
             try:
                 subscription = _COMMAND.decode(message).subscribe
             except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-                opened.end(Ending.MALFORMED, Close(1008, f"not a subscription: {error}"[:120]))
+                opened.end(Ending.COMMAND, Close(1008, f"not a subscription: {error}"[:120]))
                 return
             tenant = subscription.tenant or subscriber.principal.tenant
             if tenant == EVERY_TENANT:
-                opened.end(Ending.MALFORMED, Close(1008, "an operator names a tenant"))
+                opened.end(Ending.COMMAND, Close(1008, "an operator names a tenant"))
                 return
             if not subscriber.principal.may_act_for(tenant):
                 opened.end(Ending.REFUSED, Close(1008, "foreign tenant"))

@@ -35,6 +35,7 @@ class Ending(enum.Enum):
     TOO_BIG = "too_big"
     MALFORMED = "malformed"
     FLOOD = "flood"
+    COMMAND = "command"
     UNREAD = "unread"
     DELETED = "deleted"
     DRAIN = "drain"
@@ -58,6 +59,7 @@ CLOSES: Final = {
     Ending.TOO_BIG: Close(1009, "the message is too big"),
     Ending.MALFORMED: Close(1002, "not WebSocket"),
     Ending.FLOOD: Close(1008, "too many messages"),
+    Ending.COMMAND: Close(1008, "no such command"),
     Ending.UNREAD: Close(1013, "reads too slowly"),
     Ending.DELETED: Close(1000, "closed by the service"),
     Ending.DRAIN: Close(1012, "the gateway restarts: connect again"),

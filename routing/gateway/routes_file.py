@@ -182,10 +182,12 @@ class Upstream(Section, frozen=True):
 class Authorizer(Section, frozen=True):
     """How a caller proves who it is.
 
-    Keys of a JWKS are read again every `refresh_s`; `url`, `header` and `cache_s` are for `custom`.
+    Keys of a JWKS are read again every `refresh_s`; `url`, `header` and `cache_s` are for `custom`, and
+    `signing_keys_file` is for `sigv4`.
     """
 
-    kind: Literal["jwt", "api_key", "certificate", "custom"]
+    kind: Literal["jwt", "api_key", "certificate", "custom", "sigv4"]
+    signing_keys_file: str = ""
     jwks_file: str = ""
     jwks_url: str = ""
     issuer: str = ""
@@ -288,6 +290,9 @@ def check(routes: Routes, wrong: Wrong) -> None:
             raise wrong(f"upstreams.{name}", "lambda needs function and region")
         if upstream.kind == "kinesis" and not (upstream.stream and upstream.region):
             raise wrong(f"upstreams.{name}", "kinesis needs stream and region")
+    for name, authorizer in routes.authorizers.items():
+        if authorizer.kind == "sigv4" and not authorizer.signing_keys_file:
+            raise wrong(f"authorizers.{name}", "sigv4 needs signing_keys_file")
     for name, cors in routes.cors.items():
         if cors.credentials and "*" in cors.origins:
             raise wrong(f"cors.{name}", "credentials and every origin do not go together")

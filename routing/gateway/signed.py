@@ -1,7 +1,7 @@
 """Callers that sign their requests as AWS has them: the keys of a file, read again when it changes.
 
-A file that has become bad keeps the last good keys. The body is read before its hash can be checked, and no more of
-it than `body_bytes_max`.
+A file that has become bad keeps the last good keys. The body is read before its hash can be checked, and no
+more of it than `body_bytes_max`; aiohttp keeps it, for who reads it next.
 """
 
 from __future__ import annotations

@@ -185,9 +185,13 @@ class SocketRig:
             return self.connections.forbidden(str(error))
         return await self.connections.handle(request, caller)
 
-    async def connect(self, name: str = "ana", path: str = "/v1/ws", **more: Any) -> Any:
+    async def connect(
+        self, name: str = "ana", path: str = "/v1/ws", **more: Any
+    ) -> aiohttp.ClientWebSocketResponse:
         headers = {"Authorization": f"Bearer {name}", **more.pop("headers", {})}
-        return await self.client.ws_connect(self.server.make_url(path), headers=headers, **more)
+        url = self.server.make_url(path)
+        client: aiohttp.ClientWebSocketResponse = await self.client.ws_connect(url, headers=headers, **more)
+        return client
 
     def url(self, path: str) -> str:
         return str(self.server.make_url(path))
@@ -232,4 +236,9 @@ async def until(what: Callable[[], Any], deadline_s: float = 5.0) -> Any:
     return value
 
 
-__all__ = ["Service", "SocketRig", "open_rig", "principal", "socket_api", "until"]
+def transport_of(client: aiohttp.ClientWebSocketResponse) -> asyncio.Transport:
+    """Return the transport of a client, to stop reading from it or to tear it down."""
+    connection = client._response.connection
+    assert connection is not None
+    assert isinstance(connection.transport, asyncio.Transport)
+    return connection.transport

@@ -18,7 +18,7 @@ from routing.gateway.signed import SignedRequests
 from routing.tenancy.identity import Unauthenticated
 from routing.tenancy.principal import Principal
 from runtime import clock
-from tests.support.socket_rig import SocketRig, open_rig, until
+from tests.support.socket_rig import SocketRig, open_rig, transport_of, until
 
 ACME = {"Authorization": "Bearer ana"}
 SECRET = "a-secret-of-some-length"
@@ -130,7 +130,7 @@ async def test_a_push_to_who_does_not_read_is_429_and_nothing_grows() -> None:
     async with open_rig(push_bytes_max=64 * 1024) as rig:
         client = await rig.connect()
         connection = await opened(rig)
-        client._response.connection.transport.pause_reading()
+        transport_of(client).pause_reading()
         statuses = []
         for _ in range(400):
             statuses.append((await call(rig, "POST", connection, data=b"x" * 60_000))[0])
@@ -140,7 +140,7 @@ async def test_a_push_to_who_does_not_read_is_429_and_nothing_grows() -> None:
         found = rig.sockets.find(connection)
         assert found is not None
         assert found.open.waiting_bytes <= 64 * 1024 + 64
-        client._response.connection.transport.resume_reading()
+        transport_of(client).resume_reading()
         for _ in statuses[:-1]:
             assert len(await client.receive_str(timeout=5)) == 60_000
         assert (await call(rig, "POST", connection, data=b"again"))[0] == 200
@@ -234,7 +234,7 @@ async def test_boto3_raises_limit_exceeded_for_who_does_not_read(tmp_path: Path)
     async with signed_rig(tmp_path, push_bytes_max=64 * 1024) as rig:
         client = await rig.connect()
         connection, chat = await opened(rig), boto(rig)
-        client._response.connection.transport.pause_reading()
+        transport_of(client).pause_reading()
 
         def flood() -> None:
             for _ in range(400):
@@ -245,7 +245,7 @@ async def test_boto3_raises_limit_exceeded_for_who_does_not_read(tmp_path: Path)
                 await asyncio.to_thread(flood)
         finally:
             chat.close()
-            client._response.connection.transport.abort()
+            transport_of(client).abort()
 
 
 async def test_a_file_of_keys_is_read_again_and_a_bad_one_is_not(tmp_path: Path) -> None:

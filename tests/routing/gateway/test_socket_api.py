@@ -15,7 +15,7 @@ from aiohttp import WSMsgType, web
 
 from routing.gateway.routes_file import SocketRoute
 from runtime import clock
-from tests.support.socket_rig import SocketRig, open_rig, principal, until
+from tests.support.socket_rig import SocketRig, open_rig, principal, transport_of, until
 
 
 def says(text: str, status: int = 200) -> Any:
@@ -141,12 +141,11 @@ async def test_what_a_service_says_with_a_400_is_for_the_client() -> None:
 
 
 async def test_a_service_that_is_away_is_an_internal_server_error() -> None:
-    async with open_rig() as rig:
-        async with await rig.connect() as client:
-            rig.backend.base = "http://127.0.0.1:1"
-            await client.send_str("x")
-            assert (await client.receive_json(timeout=5))["message"] == "Internal server error"
-            rig.service.events.clear()
+    async with open_rig() as rig, await rig.connect() as client:
+        rig.backend.base = "http://127.0.0.1:1"
+        await client.send_str("x")
+        assert (await client.receive_json(timeout=5))["message"] == "Internal server error"
+        rig.service.events.clear()
 
 
 @pytest.mark.parametrize(("said", "heard"), [(403, 403), (401, 401), (418, 418), (500, 502), (302, 502)])
@@ -384,7 +383,7 @@ async def test_a_disconnect_that_nobody_takes_is_counted_as_lost() -> None:
 async def test_a_client_that_vanishes_is_lost_and_its_disconnect_is_told() -> None:
     async with open_rig() as rig:
         client = await rig.connect()
-        client._response.connection.transport.abort()
+        transport_of(client).abort()
         bye = (await until(lambda: rig.service.events.get("bye")))[0]
         assert bye["requestContext"]["disconnectStatusCode"] == 1006
         assert rig.sockets.status()["connections"] == {}

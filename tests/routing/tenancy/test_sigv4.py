@@ -59,7 +59,7 @@ def refused(request: SignedRequest, now_s: float | None = None) -> str:
 
 def test_the_signer_is_known_with_its_tenant_and_scopes() -> None:
     caller = verify(signed(), KEYS, clock.unix_s())
-    assert (caller.tenant, caller.name, caller.scopes) == ("acme", "chat", {"connections:write"})
+    assert (caller.tenant, caller.name, caller.scopes) == ("acme", "chat", frozenset({"connections:write"}))
     assert (caller.credential, caller.fingerprint) == (Credential.SIGV4, "AKONE")
 
 
