@@ -248,6 +248,8 @@ class Live:
         subscriber = Subscriber(principal, OpenSocket(socket, timing, bytes_max=OUTBOX_BYTES, now_s=now_s))
         self._subscribers.add(subscriber)
         self._none_left.clear()
+        if self._draining:
+            subscriber.open.end(Ending.DRAIN)
         self._metrics.opened(LABEL)
         try:
             await self._serve(subscriber)

@@ -26,7 +26,7 @@ from aiohttp import web
 
 from routing.gateway import handshake
 from routing.gateway.backend import Backend, BackendCall, BackendDown
-from routing.gateway.open_socket import FINISHED, Close, Ending, OpenSocket, Timing, watch
+from routing.gateway.open_socket import CLOSES, FINISHED, Close, Ending, OpenSocket, Timing, watch
 from routing.gateway.proxy_event import (
     CONNECT,
     DISCONNECT,
@@ -227,19 +227,24 @@ class Sockets:
         )
         routes = {route.key: route for route in api.routes}
         offered, chosen = handshake.protocols(request), handshake.PROTOCOL
-        if CONNECT in routes:
-            verdict = await self._ask(request, peer, routes[CONNECT])
-            if isinstance(verdict, web.Response):
-                return self._refuse(name, verdict)
-            chosen = verdict or chosen
-        socket = web.WebSocketResponse(
-            protocols=[chosen] if chosen in offered else (),
-            max_msg_size=api.message_bytes_max + 1,  # aiohttp refuses what is as long as this
-            timeout=SHUT_S,
-            autoping=False,
-            compress=False,  # a deflate context for each connection would take more memory than all else
-        )
-        await socket.prepare(handshake.offering(request, {chosen}))
+        try:
+            if CONNECT in routes:
+                verdict = await self._ask(request, peer, routes[CONNECT])
+                if isinstance(verdict, web.Response):
+                    return self._refuse(name, verdict)
+                chosen = verdict or chosen
+            socket = web.WebSocketResponse(
+                protocols=[chosen] if chosen in offered else (),
+                max_msg_size=api.message_bytes_max + 1,  # aiohttp refuses what is as long as this
+                timeout=SHUT_S,
+                autoping=False,
+                compress=False,  # a deflate context for each connection would take more memory than all else
+            )
+            await socket.prepare(handshake.offering(request, {chosen}))
+        except (asyncio.CancelledError, OSError):
+            if CONNECT in routes:  # the client is gone, and the service may believe that it is there
+                self._part(peer, routes.get(DISCONNECT), CLOSES[Ending.LOST])
+            raise
         connection = self._opened(request, name, api, peer, socket)
         try:
             await self._serve(connection)
@@ -269,6 +274,8 @@ class Sockets:
         opened = OpenSocket(socket, timing, bytes_max=api.push_bytes_max, now_s=now_s)
         connection = Connection(name, api, peer, opened, now_s)
         self._connections[peer.connection_id] = connection
+        if self._draining:
+            opened.end(Ending.DRAIN)
         self._metrics.opened(name)
         self._log.debug("socket_opened", api=name, connection=peer.connection_id, remote=request.remote)
         return connection
@@ -279,13 +286,14 @@ class Sockets:
         self._log.debug(
             "socket_ended", api=connection.name, connection=connection.peer.connection_id, ending=ending.value
         )
-        route = connection.routes.get(DISCONNECT)
+        self._part(connection.peer, connection.routes.get(DISCONNECT), connection.open.close)
+
+    def _part(self, peer: Peer, route: SocketRoute | None, close: Close) -> None:
+        """Let $disconnect be told."""
         if route is None:
             return
         try:
-            self._farewells.put_nowait(
-                Farewell(peer=connection.peer, route=route, close=connection.open.close)
-            )
+            self._farewells.put_nowait(Farewell(peer=peer, route=route, close=close))
         except asyncio.QueueFull:
             self._metrics.disconnect_told(ok=False)
 

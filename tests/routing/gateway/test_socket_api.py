@@ -389,6 +389,46 @@ async def test_a_client_that_vanishes_is_lost_and_its_disconnect_is_told() -> No
         assert rig.sockets.status()["connections"] == {}
 
 
+async def test_who_leaves_while_connect_is_asked_is_said_goodbye_to() -> None:
+    async with open_rig() as rig:
+        release = asyncio.Event()
+
+        async def slow(event: dict[str, Any]) -> web.StreamResponse:
+            del event
+            await release.wait()
+            return web.Response()
+
+        rig.service.answers["hello"] = slow
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await rig.connect()
+        bye = (await until(lambda: rig.service.events.get("bye")))[0]
+        release.set()
+        assert bye["requestContext"]["disconnectStatusCode"] == 1006
+        assert rig.sockets.status()["connections"] == {}
+
+
+async def test_who_is_let_in_during_a_drain_is_sent_away_at_once() -> None:
+    async with open_rig() as rig, asyncio.TaskGroup() as tasks:
+        release = asyncio.Event()
+
+        async def slow(event: dict[str, Any]) -> web.StreamResponse:
+            del event
+            await release.wait()
+            return web.Response()
+
+        rig.service.answers["hello"] = slow
+        connecting = tasks.create_task(rig.connect())
+        await until(lambda: rig.service.events.get("hello"))
+        draining = tasks.create_task(rig.sockets.drain(5.0))
+        await until(lambda: rig.sockets.status()["draining"])
+        release.set()
+        client = await connecting
+        assert (await closed_with(client))[0] == 1012
+        await client.close()
+        await draining
+
+
 class RawClient:
     """A client that speaks with wsproto, and so can send what no client may."""
 
