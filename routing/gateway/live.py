@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from urllib.parse import urlencode
 
 import msgspec
@@ -26,6 +26,7 @@ from routing.gateway.backend import Backend, BackendCall, BackendDown
 from routing.gateway.conflation import KEYS_MAX, Conflation, Reading, Subscription, Value
 from routing.gateway.open_socket import Close, Ending, OpenSocket, Timing, watch
 from routing.gateway.socket_metrics import SocketMetrics
+from routing.limits.bucket import TokenBucket
 from routing.resilience.backoff import full_jitter_s
 from routing.tenancy.identity import Credential, Unauthenticated
 from routing.tenancy.principal import EVERY_TENANT, Principal
@@ -36,6 +37,7 @@ from runtime.settings_file import Section
 LABEL: Final = "live"
 """The `api` of a dashboard in the metrics of WebSockets."""
 COMMAND_BYTES_MAX: Final = 32 * 1024
+COMMANDS_PER_S: Final = 10
 OUTBOX_BYTES: Final = 256 * 1024
 LINE_BYTES_MAX: Final = 2 << 20
 TAIL_LINGER_S: Final = 5.0
@@ -52,11 +54,12 @@ class LiveSettings(Section, frozen=True):
 
     upstream: str = "data"
     path: str = "/tail"
-    subscribers_max: int = 10_000
-    subscribers_per_tenant_max: int = 200
-    ping_s: float = 30.0
-    duration_s: float = 86_400.0
-    unread_s: float = 30.0
+    tails_max: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1000
+    subscribers_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+    subscribers_per_tenant_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 200
+    ping_s: Annotated[float, msgspec.Meta(ge=0.01, le=3600)] = 30.0
+    duration_s: Annotated[float, msgspec.Meta(ge=0.1, le=604_800)] = 86_400.0
+    unread_s: Annotated[float, msgspec.Meta(ge=0.01, le=3600)] = 30.0
     origins: list[str] = msgspec.field(default_factory=list)
 
 
@@ -139,7 +142,7 @@ class Live:
         self._subscribers: set[Subscriber] = set()
         self._by_tenant: Counter[str] = Counter()
         self._tails: dict[str, Tail] = {}
-        self._wanted: asyncio.Queue[Tail] = asyncio.Queue()  # bounded by the dashboards
+        self._wanted: asyncio.Queue[Tail] = asyncio.Queue()  # of `_tails`, which have a limit
         self._draining = False
         self._none_left = asyncio.Event()
         self._none_left.set()
@@ -289,7 +292,12 @@ class Live:
 
     async def _read(self, subscriber: Subscriber) -> None:
         opened = subscriber.open
+        now_s = self._monotonic_s()
+        bucket = TokenBucket(rate_per_s=COMMANDS_PER_S, burst=COMMANDS_PER_S, now_s=now_s)
         while (message := await opened.receive(self._monotonic_s)) is not None:
+            if bucket.take(1, self._monotonic_s()) > 0:
+                opened.end(Ending.FLOOD)
+                return
             try:
                 subscription = _COMMAND.decode(message).subscribe
             except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
@@ -301,6 +309,9 @@ class Live:
                 return
             if not subscriber.principal.may_act_for(tenant):
                 opened.end(Ending.REFUSED, Close(1008, "foreign tenant"))
+                return
+            if tenant not in self._tails and len(self._tails) >= self._settings.tails_max:
+                opened.end(Ending.COMMAND, Close(1013, "too many streams"))
                 return
             now_s = self._monotonic_s()
             subscriber.conflation = Conflation(subscription, keys_max=KEYS_MAX, now_s=now_s)

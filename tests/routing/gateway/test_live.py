@@ -165,6 +165,27 @@ async def test_a_command_has_a_limit() -> None:
         await client.close()
 
 
+async def test_who_subscribes_without_end_is_cut_off() -> None:
+    async with dashboards() as (rig, _):
+        client = await rig.connect("ana", "/v1/live")
+        for _ in range(live.COMMANDS_PER_S + 2):
+            await client.send_json({"subscribe": {}})
+        async for _ in client:
+            pass
+        assert client.close_code == 1008
+
+
+async def test_streams_have_a_cap() -> None:
+    async with dashboards(tails_max=1) as (rig, _):
+        ana = await listen(rig)
+        bob = await rig.connect("bob", "/v1/live")
+        await bob.send_json({"subscribe": {}})
+        message = await bob.receive(timeout=5)
+        assert (message.data, message.extra) == (1013, "too many streams")
+        await bob.close()
+        await ana.close()
+
+
 async def test_values_are_conflated_to_the_rate_of_the_dashboard() -> None:
     async with dashboards() as (rig, stream):
         client = await listen(rig, every_ms=200)

@@ -129,6 +129,9 @@ def test_which_pages_may_connect(
     assert may_connect(origin, credential, allowed) is expected
 
 
+TWICE = """routes = [
+    { key = "a", upstream = "chat", path = "/a" }, { key = "a", upstream = "chat", path = "/b" },
+]"""
 FILE = """
 [upstreams.chat]
 discovery = {{ kind = "static", endpoints = [{{ address = "127.0.0.1:1" }}] }}
@@ -148,8 +151,7 @@ authorizers = ["keys"]
         ('routes = [{ key = "$other", upstream = "chat", path = "/a" }]', "none of"),
         ('routes = [{ key = "a", upstream = "chat", path = "a" }]', "begins with /"),
         (
-            "routes = ["
-            '{ key = "a", upstream = "chat", path = "/a" }, { key = "a", upstream = "chat", path = "/b" }]',
+            TWICE,
             "two routes a",
         ),
         ('routes = []\nselect = "a..b"', "select"),
