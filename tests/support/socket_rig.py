@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import msgspec
@@ -240,5 +240,4 @@ def transport_of(client: aiohttp.ClientWebSocketResponse) -> asyncio.Transport:
     """Return the transport of a client, to stop reading from it or to tear it down."""
     connection = client._response.connection
     assert connection is not None
-    assert isinstance(connection.transport, asyncio.Transport)
-    return connection.transport
+    return cast("asyncio.Transport", connection.transport)
