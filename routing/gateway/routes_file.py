@@ -191,10 +191,12 @@ class Upstream(Section, frozen=True):
 class Authorizer(Section, frozen=True):
     """How a caller proves who it is.
 
-    Keys of a JWKS are read again every `refresh_s`; `url`, `header` and `cache_s` are for `custom`.
+    Keys of a JWKS are read again every `refresh_s`; `url`, `header` and `cache_s` are for `custom`, and
+    `signing_keys_file` is for `sigv4`.
     """
 
-    kind: Literal["jwt", "api_key", "certificate", "custom"]
+    kind: Literal["jwt", "api_key", "certificate", "custom", "sigv4"]
+    signing_keys_file: str = ""
     jwks_file: str = ""
     jwks_url: str = ""
     issuer: str = ""
@@ -233,17 +235,29 @@ class SocketRoute(Section, frozen=True):
 
 
 class SocketApi(Section, frozen=True):
-    """A WebSocket API as AWS API Gateway has them. `select` is the member that names a message's route."""
+    """A WebSocket API as AWS API Gateway has them. `select` is the member that names a message's route.
+
+    `a.b` selects a member of a member. `origins` are the pages that may connect; with none, those that show
+    no client certificate. A connection ends after `idle_s` without a message, and after `duration_s` anyhow.
+    `push_bytes_max` may wait for a client that does not read, and nothing of it longer than `unread_s`.
+    """
 
     path: Text
     authorizers: list[Name]
     routes: list[SocketRoute]
     scopes: list[str] = msgspec.field(default_factory=list)
-    select: Text = "action"
+    origins: list[str] = msgspec.field(default_factory=list)
+    select: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,7}$")] = (
+        "action"
+    )
     message_bytes_max: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 128 * 1024
     messages_per_s: Annotated[float, msgspec.Meta(gt=0, le=100_000)] = 50.0
+    ping_s: Deadline = 30.0
     idle_s: Deadline = 600.0
+    duration_s: Annotated[float, msgspec.Meta(ge=0.1, le=604_800)] = 7200.0
+    unread_s: Deadline = 30.0
     connections_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+    connections_per_tenant_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1000
     push_bytes_max: Annotated[int, msgspec.Meta(ge=1024, le=64 << 20)] = 1 << 20
 
 
@@ -285,20 +299,24 @@ def check(routes: Routes, wrong: Wrong) -> None:
             raise wrong(f"upstreams.{name}", "lambda needs function and region")
         if upstream.kind == "kinesis" and not (upstream.stream and upstream.region):
             raise wrong(f"upstreams.{name}", "kinesis needs stream and region")
+<<<<<<< HEAD
         if 0 < upstream.hash_load_max < 1:
             raise wrong(
                 f"upstreams.{name}.hash_load_max", "below 1 nobody could have its share; 0 is no limit"
             )
         if bool(upstream.certificate) != bool(upstream.key):
             raise wrong(f"upstreams.{name}", "certificate and key go together")
+=======
+    for name, authorizer in routes.authorizers.items():
+        if authorizer.kind == "sigv4" and not authorizer.signing_keys_file:
+            raise wrong(f"authorizers.{name}", "sigv4 needs signing_keys_file")
+>>>>>>> sockets
     for name, cors in routes.cors.items():
         if cors.credentials and "*" in cors.origins:
             raise wrong(f"cors.{name}", "credentials and every origin do not go together")
     for name, socket in routes.sockets.items():
         _check_access(f"sockets.{name}", socket.authorizers, socket.scopes, routes, wrong)
-        for entry in socket.routes:
-            if entry.upstream not in routes.upstreams:
-                raise wrong(f"sockets.{name}", f"there is no upstream {entry.upstream}")
+        _check_socket(f"sockets.{name}", socket, routes, wrong)
 
 
 def _check_route(key: str, route: Route, routes: Routes, wrong: Wrong) -> None:
@@ -322,6 +340,20 @@ def _check_route(key: str, route: Route, routes: Routes, wrong: Wrong) -> None:
     document, _, operation = route.operation.partition("#")
     if route.operation and not (operation and document in routes.documents):
         raise wrong(f"{key}.operation", "write document#operationId, with the document in [documents]")
+
+
+def _check_socket(key: str, socket: SocketApi, routes: Routes, wrong: Wrong) -> None:
+    seen: set[str] = set()
+    for entry in socket.routes:
+        if entry.upstream not in routes.upstreams:
+            raise wrong(key, f"there is no upstream {entry.upstream}")
+        if entry.key in seen:
+            raise wrong(key, f"there are two routes {entry.key}")
+        if entry.key.startswith("$") and entry.key not in {"$connect", "$disconnect", "$default"}:
+            raise wrong(key, f"{entry.key} is none of $connect, $disconnect, $default")
+        if not entry.path.startswith("/"):
+            raise wrong(key, "a path begins with /")
+        seen.add(entry.key)
 
 
 def _check_access(key: str, authorizers: list[str], scopes: list[str], routes: Routes, wrong: Wrong) -> None:

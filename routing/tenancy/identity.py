@@ -25,6 +25,8 @@ class Credential(enum.Enum):
     JWT = "jwt"
     API_KEY = "api_key"
     TOPIC = "topic"
+    SIGV4 = "sigv4"
+    """The API only: a request signed as AWS has them."""
 
 
 class Unauthenticated(Exception):
