@@ -1,8 +1,8 @@
 """Consistent hash on a ring: a key keeps its server while that is there, and few keys move when one goes.
 
 The heaviest server has 160 points on the ring, fewer where there are more than 102 servers, so that the ring
-has at most about 16,384; others have points by weight. With a `load_max` (Mirrokni, "Consistent Hashing with Bounded
-Loads") a server that has more than so many times its share of the requests under way is passed over.
+has at most about 16,384; others have points by weight. With a `load_max` (Mirrokni, "Consistent Hashing with
+Bounded Loads") a server that has more than so many times its share of the requests under way is passed over.
 """
 
 from __future__ import annotations
@@ -51,10 +51,8 @@ class ConsistentHash:
         """Return the server of `key`, or any where the key is empty."""
         if not self._points:
             return None
-        if key:
-            start = bisect_right(self._points, _position(key))
-        else:
-            start = int(random() * len(self._points))
+        points = self._points
+        start = bisect_right(points, _position(key)) if key else int(random() * len(points))
         owners = self._owners
         first = owners[start % len(owners)]
         if not avoid and not self._load_max:

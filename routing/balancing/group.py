@@ -20,7 +20,7 @@ UNCHECKED: Final = Health()
 
 
 class Group:
-    """A decider. The set to choose from is worked out again only when something changed, or an ejection ends."""
+    """A decider: the set to choose from is worked out again when something changed or an ejection ends."""
 
     def __init__(self, terms: Upstream) -> None:
         self._terms = terms
@@ -64,7 +64,7 @@ class Group:
         return joined, [host for address, host in before.items() if address not in after]
 
     def choose(self, key: str, avoid: Collection[Host], now_s: float, random: Random) -> Host | None:
-        """Return who gets the next request: not one of `avoid` if there is another; None when there is nobody."""
+        """Return who gets the next request, or None; not one of `avoid` if there is another."""
         if now_s >= self._until_s:
             self._renew(now_s)
         return self._policy.choose(key, avoid, random)

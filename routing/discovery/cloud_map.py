@@ -1,11 +1,11 @@
 """Endpoints in AWS Cloud Map: one cheap call a poll while nothing changes.
 
-`DiscoverInstancesRevision` says whether an instance was registered or deregistered; only then, and at every sixth
-poll, since the revision says nothing of health, all healthy instances are asked for. So an instance that is gone is
-gone at the next poll, and one that Cloud Map finds unhealthy at the latest six polls later.
+`DiscoverInstancesRevision` says whether an instance was registered or deregistered; only then, and at every
+sixth poll, since the revision says nothing of health, all healthy instances are asked for. So an instance
+that is gone is gone at the next poll, and one that Cloud Map finds unhealthy at the latest six polls later.
 
-An instance's address is AWS_INSTANCE_IPV4, AWS_INSTANCE_IPV6 or AWS_INSTANCE_CNAME with AWS_INSTANCE_PORT; its zone is
-AVAILABILITY_ZONE, as Amazon ECS sets it; HEADWORKS_WEIGHT and HEADWORKS_PRIORITY are ours.
+An instance's address is AWS_INSTANCE_IPV4, AWS_INSTANCE_IPV6 or AWS_INSTANCE_CNAME with AWS_INSTANCE_PORT;
+its zone is AVAILABILITY_ZONE, as Amazon ECS sets it; HEADWORKS_WEIGHT and HEADWORKS_PRIORITY are ours.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class CloudMapSource:
 
 
 def endpoints_of(instances: Sequence[Mapping[str, Any]], port: int) -> list[Endpoint]:
-    """Return the endpoints of instances in the order of their ids; raises `DiscoveryError` for one without address."""
+    """Return the endpoints of instances by id; raises `DiscoveryError` for one without address."""
     endpoints: list[Endpoint] = []
     for instance in sorted(instances, key=lambda each: str(each["InstanceId"])):
         has: Mapping[str, str] = instance.get("Attributes", {})

@@ -1,8 +1,9 @@
 """Endpoints in DNS: the addresses of a name (A, AAAA), or the servers of a service (SRV, RFC 2782).
 
-That a name does not exist, or has no such record, is an answer: there are no endpoints. A server that fails or is
-silent leaves the last good copy. The priorities of SRV records become 0, 1, 2 in their order; weights keep their
-proportion, scaled where the heaviest is above 1000, and 0 becomes 1, which is RFC 2782's "very small chance".
+That a name does not exist, or has no such record, is an answer: there are no endpoints. A server that fails
+or is silent leaves the last good copy. The priorities of SRV records become 0, 1, 2 in their order; weights
+keep their proportion, scaled where the heaviest is above 1000, and 0 becomes 1, which is RFC 2782's "very
+small chance".
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import dns.asyncresolver
 import dns.exception
 import dns.resolver
 import msgspec
+from dns.rdata import Rdata
 from dns.rdtypes.IN.SRV import SRV
 
 from routing.discovery.source import (
@@ -83,7 +85,7 @@ class DnsSource:
     async def _addresses(self, name: str, record: str) -> list[str]:
         return sorted(each.to_text() for each in await self._ask(name, record))
 
-    async def _ask(self, name: str, record: str) -> list[object]:
+    async def _ask(self, name: str, record: str) -> list[Rdata]:
         try:
             answer = await self._resolver.resolve(
                 name, record, lifetime=self._deadline_s, search=False, raise_on_no_answer=False

@@ -49,5 +49,5 @@ class FileSource:
 
 
 def _check(content: EndpointsFile, wrong: Wrong) -> None:
-    """Nothing goes together that a field does not know: addresses are checked as those of every source are."""
+    """Check nothing more: addresses are checked as those of every source are."""
     del content, wrong

@@ -15,7 +15,7 @@ WEIGHT_MAX: Final = 1000
 
 
 class DiscoveryError(Exception):
-    """A poll failed: the source could not be asked, or what it said is of no use. The last good copy holds."""
+    """A poll failed: no answer, or one that is of no use. The last good copy holds."""
 
 
 class Found(msgspec.Struct, frozen=True):

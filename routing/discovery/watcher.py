@@ -1,7 +1,7 @@
 """Polls a source and hands on what it finds, for as long as it is not cancelled.
 
-The last good copy holds while polls fail: nothing is handed on then. Failures in a row are asked about less often,
-up to eight times the period, since a service that throttles wants fewer calls.
+The last good copy holds while polls fail: nothing is handed on then. Failures in a row are asked about less
+often, up to eight times the period, since a service that throttles wants fewer calls.
 """
 
 from __future__ import annotations

@@ -159,10 +159,10 @@ class RetryBudget(Section, frozen=True):
 class Upstream(Section, frozen=True):
     """Who answers. `http`: servers of `discovery`; `lambda`: `function`; `kinesis`: records into `stream`.
 
-    `internal` is served by the gateway itself. `local_zone` is preferred while a share of `zone_share` of it is
-    healthy; a priority is left for the next while less than `failover_share` of it is. `hash_load_max` is how many
-    times its share a server may have with `consistent_hash`; 0 is no limit. `certificate` and `key` are the
-    gateway's own towards servers that ask for one.
+    `internal` is served by the gateway itself. `local_zone` is preferred while a share of `zone_share` of it
+    is healthy; a priority is left for the next while less than `failover_share` of it is. `hash_load_max` is
+    how many times its share a server may have with `consistent_hash`; 0 is no limit. `certificate` and `key`
+    are the gateway's own towards servers that ask for one.
     """
 
     kind: Literal["http", "lambda", "kinesis", "internal"] = "http"
@@ -299,18 +299,15 @@ def check(routes: Routes, wrong: Wrong) -> None:
             raise wrong(f"upstreams.{name}", "lambda needs function and region")
         if upstream.kind == "kinesis" and not (upstream.stream and upstream.region):
             raise wrong(f"upstreams.{name}", "kinesis needs stream and region")
-<<<<<<< HEAD
         if 0 < upstream.hash_load_max < 1:
             raise wrong(
                 f"upstreams.{name}.hash_load_max", "below 1 nobody could have its share; 0 is no limit"
             )
         if bool(upstream.certificate) != bool(upstream.key):
             raise wrong(f"upstreams.{name}", "certificate and key go together")
-=======
     for name, authorizer in routes.authorizers.items():
         if authorizer.kind == "sigv4" and not authorizer.signing_keys_file:
             raise wrong(f"authorizers.{name}", "sigv4 needs signing_keys_file")
->>>>>>> sockets
     for name, cors in routes.cors.items():
         if cors.credentials and "*" in cors.origins:
             raise wrong(f"cors.{name}", "credentials and every origin do not go together")

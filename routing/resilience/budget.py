@@ -1,4 +1,4 @@
-"""A budget for retries: what is tried again may be a share of what is asked, so that trouble is not multiplied."""
+"""A budget for retries: a share of what is asked, so that trouble is not multiplied."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Tries a call until an answer is good, or until attempts, deadline or budget end: retries and hedges.
 
-What may be tried again: an idempotent call, after a time-out, a reset or one of `retries.statuses`; any call when
-nothing was sent or the upstream says that it did nothing. The last bad answer is passed on as it is.
-No try begins after the deadline of the call, and each ends with it.
+What may be tried again: an idempotent call, after a time-out, a reset or one of `retries.statuses`; any call
+when nothing was sent or the upstream says that it did nothing. The last bad answer is passed on as it is. No
+try begins after the deadline of the call, and each ends with it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from routing.upstream.events import Again, UpstreamEvents
 from runtime import clock
 
 Attempt = Callable[[Call, float, list[Any]], Awaitable[Answer]]
-"""Makes one try of a call within so many seconds and adds whom it asked to the list; raises `UpstreamError`."""
+"""Makes one try within so many seconds and adds whom it asked to the list; raises `UpstreamError`."""
 
 
 class Attempts:
@@ -76,7 +76,7 @@ class Attempts:
     async def _round(
         self, call: Call, asked: list[Any], deadline_s: float, made: int
     ) -> tuple[Answer | UpstreamError, int]:
-        """Make one try, or two where the first is slow and may be hedged; return the better with their number."""
+        """Make one try, or two where the first is slow and hedged; return the better and their number."""
         if not (call.retries.hedge_after_s and call.idempotent and made + 1 < call.retries.attempts_max):
             return await self._once(call, asked, deadline_s), 1
         tasks: list[asyncio.Task[Answer | UpstreamError]] = []

@@ -1,4 +1,4 @@
-"""What the gateway asks of an upstream and what it gets: a call, an answer whose body streams, or an error."""
+"""What the gateway asks of an upstream and what it gets: a call, a streamed answer, or an error."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from routing.gateway.routes_file import Retries
 class Call(msgspec.Struct, frozen=True, kw_only=True):
     """One request to an upstream.
 
-    `target` is path and query, encoded, and begins with /. `idempotent` is for the caller to decide, by method
-    or Idempotency-Key. `hash_key` is what `consistent_hash` is of, and the partition key for Kinesis.
-    `timeout_s` is until the answer's head is here, all tries together, and then how long its body may be silent.
-    Headers that belong to a connection are not passed in.
+    `target` is path and query, encoded, and begins with /. `idempotent` is for the caller to decide, by
+    method or Idempotency-Key. `hash_key` is what `consistent_hash` is of, and the partition key for Kinesis.
+    `timeout_s` is until the answer's head is here, all tries together, and then how long its body may be
+    silent. Headers that belong to a connection are not passed in.
     """
 
     method: str
@@ -65,7 +65,7 @@ MAYBE_DONE: Final = frozenset({Reason.TIMEOUT, Reason.RESET})
 
 
 class UpstreamError(Exception):
-    """No answer, or only half of one; the text names no address and no payload, so that callers may be told."""
+    """No answer, or half of one; the text names no address and no payload, so callers may be told."""
 
     def __init__(self, reason: Reason, detail: str, *, retry_after_s: float = 0.0) -> None:
         super().__init__(detail)

@@ -1,7 +1,7 @@
 """A Kinesis stream as an upstream: the body becomes one record, as it is.
 
-`Call.hash_key` is the partition key: the gateway gives tenant/device, or the principal where there is no device, so that
-a device's records stay in order. The answer is `202 {"sequence_number", "shard_id"}`.
+`Call.hash_key` is the partition key: the gateway gives tenant/device, or the principal where there is no
+device, so that a device's records stay in order. The answer is `202 {"sequence_number", "shard_id"}`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """HTTP servers behind one upstream: who they are, how they are, and one try of a call at one of them.
 
-At most `connections_max` requests are on the wire; more wait, within their deadline. A server that discovery no
-longer names gets no new request; those that it has end as they would.
+At most `connections_max` requests are on the wire; more wait, within their deadline. A server that discovery
+no longer names gets no new request; those that it has end as they would.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ class Servers:
         self._slots.release()
 
     async def run(self) -> None:
-        """Check the servers for as long as it is not cancelled, each at its interval; nothing without `health`."""
+        """Check the servers until cancelled, each at its interval; nothing without `health`."""
         terms = self._terms.health
         if terms is None:
             return

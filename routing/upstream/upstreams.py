@@ -67,7 +67,7 @@ class _Running:
 
 
 class Upstreams:
-    """The driver that the gateway calls. `replace` and `call` work as soon as it is made; `run` keeps it alive."""
+    """The driver that the gateway calls. `replace` and `call` work at once; `run` keeps it alive."""
 
     def __init__(self, *, events: UpstreamEvents, random: Random = standard_random.random) -> None:
         self._events = events

@@ -1,4 +1,4 @@
-"""Real HTTP servers to call: each counts what it gets and behaves as told, and can be killed and come back."""
+"""Real HTTP servers to call: each counts what it gets, behaves as told, can be killed and come back."""
 
 from __future__ import annotations
 
