@@ -14,6 +14,8 @@ class Kind(enum.Enum):
     """Publishes for itself only."""
     GATEWAY = "gateway"
     """Publishes for every device of its tenant."""
+    CALLER = "caller"
+    """A person or a back end, who calls the API and publishes nothing."""
     ANYONE = "anyone"
     """`auth = "topic"`: loopback only, publishes for whomever the topic names."""
 
@@ -25,6 +27,8 @@ class Credential(enum.Enum):
     JWT = "jwt"
     API_KEY = "api_key"
     TOPIC = "topic"
+    CUSTOM = "custom"
+    """The API only: a service of the operator's was asked."""
 
 
 class Unauthenticated(Exception):
@@ -50,6 +54,6 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         """Return whether telemetry of `tenant`/`device` may come from this identity."""
         if self.kind is Kind.ANYONE:
             return True
-        if tenant != self.tenant:
+        if tenant != self.tenant or self.kind is Kind.CALLER:
             return False
         return self.kind is Kind.GATEWAY or device == self.name
