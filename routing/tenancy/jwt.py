@@ -140,7 +140,9 @@ class TokenVerifier:
                 fetched(None)
             await asyncio.sleep(refetch_s)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wanted.wait(), self._settings.refresh_s)
+                # Not wait_for, which in Python 3.11 loses a cancellation that comes as the event is set.
+                async with asyncio.timeout(self._settings.refresh_s):
+                    await self._wanted.wait()
             self._wanted.clear()
 
     async def _content(self, deadline_s: float) -> bytes:

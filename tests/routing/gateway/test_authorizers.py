@@ -1,4 +1,4 @@
-"""Who calls the API: tokens with rotating keys, API keys, certificates over TLS, and a service that is asked."""
+"""Who calls the API: tokens whose keys rotate, API keys, certificates over TLS, a service that is asked."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ async def test_claims_have_the_names_that_the_authorizer_says(tmp_path: Path) ->
     )
     shown = token(tenant="x", org="t", email="jo", permissions=["a:b"])
     who = await rig.who(bearer(shown))
-    assert (who.tenant, who.name, who.scopes) == ("t", "jo", {"a:b"})
+    assert (who.tenant, who.name, who.scopes) == ("t", "jo", frozenset({"a:b"}))
 
 
 class Server:
@@ -321,7 +321,6 @@ async def test_an_api_key_comes_in_either_header(keys: Rig) -> None:
             fingerprint=key.id,
             plan="gold",
         )
-    found = keys.registry.key(key.id)
     keys.registry.flush_use()
     found = keys.registry.key(key.id)
     assert found is not None
@@ -389,19 +388,22 @@ async def test_a_suspended_tenant_is_refused_within_a_second(tmp_path: Path, tok
         await tokens.who(bearer(token()))
         other.set_tenant_status("t", Status.SUSPENDED, 2.0)
         changed_s = asyncio.get_running_loop().time()
-        with pytest.raises(Suspended):
-            while True:
-                await tokens.who(bearer(token()))
-                await asyncio.sleep(0.01)
+        while not await is_suspended(tokens):
+            await asyncio.sleep(0.01)
         assert asyncio.get_running_loop().time() - changed_s < 1.0
         await tokens.who(bearer(token(tenant="u")))
         other.set_tenant_status("t", Status.ACTIVE, 3.0)
         async with asyncio.timeout(HEARD_WITHIN_S):
-            while True:
-                with contextlib.suppress(Suspended):
-                    await tokens.who(bearer(token()))
-                    break
+            while await is_suspended(tokens):
                 await asyncio.sleep(0.01)
+
+
+async def is_suspended(rig: Rig) -> bool:
+    try:
+        await rig.who(bearer(token()))
+    except Suspended:
+        return True
+    return False
 
 
 async def test_a_suspended_device_is_refused_whatever_it_shows(keys: Rig) -> None:
