@@ -15,7 +15,7 @@ import asyncio
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -40,6 +40,22 @@ def ahead_max(limit: int) -> int:
     return max(1, min(AHEAD_MAX, limit // AHEAD_SHARE))
 
 
+class Counts(Protocol):
+    """Where calls are counted: on this node (`Quota`), or over nodes (`valkey_lease`)."""
+
+    def used(self, subject: str, period: str) -> int:
+        """Return how many calls are counted."""
+
+    def holds(self, subject: str, period: str, limit: int) -> bool:
+        """Return whether one more call may be counted."""
+
+    def spend(self, subject: str, period: str) -> None:
+        """Count a call that is `held`."""
+
+    async def prepare(self, subject: str, period: str, limit: int) -> None:
+        """Make room for what comes next, if that takes asking somebody."""
+
+
 class Counter(msgspec.Struct):
     """What this process knows of one count. `ahead` is what it has reserved and not used."""
 
@@ -48,6 +64,7 @@ class Counter(msgspec.Struct):
     reserved: int
     ahead: int = 0
     limit: int = 0
+    ahead_max: int = 1
     asked: bool = False
 
     @property
@@ -58,7 +75,7 @@ class Counter(msgspec.Struct):
     @property
     def block(self) -> int:
         """How many are reserved at once: half of what may be, since two may be under way."""
-        return max(1, ahead_max(self.limit) // 2)
+        return max(1, self.ahead_max // 2)
 
 
 class Quota:
@@ -87,10 +104,13 @@ class Quota:
         """Return how many calls are counted."""
         return self._counter(subject, period).used
 
-    def holds(self, subject: str, period: str, limit: int) -> bool:
-        """Return whether one more call is within the limit, after making that durable."""
+    def holds(self, subject: str, period: str, limit: int, *, quota: int = 0) -> bool:
+        """Return whether one more call is within the limit, after making that durable.
+
+        `quota` is the whole one, where `limit` is only this node's part of it.
+        """
         counter = self._counter(subject, period)
-        counter.limit = limit
+        counter.limit, counter.ahead_max = limit, ahead_max(quota or limit)
         if counter.used >= limit:
             return False
         if counter.ahead == 0:
@@ -103,6 +123,9 @@ class Quota:
         counter = self._counter(subject, period)
         assert counter.ahead > 0
         counter.ahead -= 1
+
+    async def prepare(self, subject: str, period: str, limit: int) -> None:
+        """Nobody has to be asked."""
 
     async def run(self) -> None:
         """Reserve blocks beside requests, so that these seldom wait for the disk, until cancelled."""

@@ -37,7 +37,10 @@ class Rates(Protocol):
     def wait_s(self, subject: str, rate: Rate, now_s: float) -> float:
         """Return how long until a token is there."""
 
-    async def prepare(self, subject: str, rate: Rate, now_s: float) -> None:
+    def known(self, subject: str, rate: Rate, now_s: float) -> float:
+        """Return the tokens that the caller is told of, which over nodes are more than one may spend now."""
+
+    async def prepare(self, subject: str, rate: Rate) -> None:
         """Get tokens for what comes next, if that takes asking somebody."""
 
 
@@ -68,7 +71,11 @@ class LocalRates:
         bucket = self._bucket(subject, rate, now_s)
         return 1.0 if bucket is None else bucket.wait_s(1.0, now_s)
 
-    async def prepare(self, subject: str, rate: Rate, now_s: float) -> None:
+    def known(self, subject: str, rate: Rate, now_s: float) -> float:
+        """Return the tokens that are there now."""
+        return self.left(subject, rate, now_s)
+
+    async def prepare(self, subject: str, rate: Rate) -> None:
         """Nobody has to be asked."""
 
     def _bucket(self, subject: str, rate: Rate, now_s: float) -> TokenBucket | None:

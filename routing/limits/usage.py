@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from routing.limits.plan import Plan, plan_named
-from routing.limits.quota import Quota, QuotaError
+from routing.limits.quota import Counts, QuotaError
 from routing.limits.rates import ENOUGH, Rate, Rates
 from routing.tenancy.identity import Credential
 from routing.tenancy.principal import EVERY_TENANT, Principal
@@ -39,6 +39,17 @@ class Reason(enum.Enum):
     UNAVAILABLE = "unavailable"
 
 
+SLUGS: Final = {
+    Reason.NONE: "",
+    Reason.RATE: "rate-limit",
+    Reason.CONCURRENCY: "concurrency-limit",
+    Reason.DAILY: "daily-quota",
+    Reason.MONTHLY: "monthly-quota",
+    Reason.UNAVAILABLE: "usage-unavailable",
+}
+"""The problems of calls that are not admitted."""
+
+
 class Admission(msgspec.Struct, frozen=True):
     """The answer for a call. One that is `allowed` must be released when the call is over.
 
@@ -57,9 +68,17 @@ class Admission(msgspec.Struct, frozen=True):
         """The status of the answer to a call that is not allowed."""
         return 503 if self.reason is Reason.UNAVAILABLE else 429
 
+    @property
+    def slug(self) -> str:
+        """The problem of a call that is not allowed."""
+        return SLUGS[self.reason]
+
 
 class _Window(msgspec.Struct):
-    """One limit of one plan: `quota` of `window_s`, of which `left`, back in `reset_s`."""
+    """One limit of one plan: `quota` of `window_s`, of which `left` may be spent here and now.
+
+    Callers are told of `known`, which over nodes may be more, and of `reset_s`, when it is all there again.
+    """
 
     name: str
     subject: str
@@ -67,6 +86,7 @@ class _Window(msgspec.Struct):
     quota: int
     window_s: int
     left: float
+    known: float
     reset_s: float
     retry_s: float
     period: str = ""
@@ -77,7 +97,7 @@ class Usage:
     """Decides for all calls of a node. `plan_of` names the plan of a tenant."""
 
     def __init__(
-        self, plans: Mapping[str, Plan], *, plan_of: Callable[[str], str], rates: Rates, quota: Quota
+        self, plans: Mapping[str, Plan], *, plan_of: Callable[[str], str], rates: Rates, quota: Counts
     ) -> None:
         self._plans = plans
         self._plan_of = plan_of
@@ -90,15 +110,20 @@ class Usage:
         """Take other plans; what is used up stays used up."""
         self._plans = plans
 
-    async def prepare(self, principal: Principal, tenant: str, monotonic_s: float) -> None:
-        """Get tokens from the other nodes, if `admit` will need some; on one node there is nothing to do."""
+    async def prepare(self, principal: Principal, tenant: str, now_s: float) -> None:
+        """Lease what `admit` will need, where nodes share limits; on one node there is nothing to ask for.
+
+        `admit` must follow without another await, or somebody else may spend what was leased.
+        """
         try:
             demands = self._demands(principal, tenant)
-        except RegistryError:
+            for _, subject, plan in [*demands, *demands]:  # while one is waited for, another may be spent
+                for reason, limit in _quotas(plan):
+                    await self._quota.prepare(subject, period_of(reason, now_s)[0], limit)
+                if plan.requests_per_s:
+                    await self._rates.prepare(subject, _rate(plan))
+        except (QuotaError, RegistryError):
             return  # `admit` says so
-        for _, subject, plan in demands:
-            if plan.requests_per_s:
-                await self._rates.prepare(subject, _rate(plan), monotonic_s)
 
     def admit(self, principal: Principal, tenant: str, now_s: float, monotonic_s: float) -> Admission:
         """Decide about a call for `tenant`, and count it if it is allowed."""
@@ -131,7 +156,7 @@ class Usage:
                 self._rates.take(window.subject, window.rate, monotonic_s)
             elif window.period:
                 self._quota.spend(window.subject, window.period)
-            window.left -= 1
+            window.known -= 1
             if window.rate is not None:
                 window.reset_s += 1 / window.rate.per_s
         held = tuple(subject for _, subject, plan in demands if plan.concurrent_max)
@@ -164,6 +189,7 @@ class Usage:
         if plan.requests_per_s:
             rate = _rate(plan)
             left = self._rates.left(subject, rate, monotonic_s)
+            known = max(left, self._rates.known(subject, rate, monotonic_s))
             windows.append(
                 _Window(
                     name=f"{name}-rate",
@@ -172,12 +198,14 @@ class Usage:
                     quota=int(rate.burst),
                     window_s=max(1, math.ceil(rate.burst / rate.per_s)),
                     left=left,
-                    reset_s=max(0.0, rate.burst - left) / rate.per_s,
+                    known=known,
+                    reset_s=max(0.0, rate.burst - known) / rate.per_s,
                     retry_s=self._rates.wait_s(subject, rate, monotonic_s) if left < ENOUGH else 0.0,
                     rate=rate,
                 )
             )
         if plan.concurrent_max:
+            free = plan.concurrent_max - self._under_way.get(subject, 0)
             windows.append(
                 _Window(
                     name=f"{name}-concurrency",
@@ -185,27 +213,29 @@ class Usage:
                     reason=Reason.CONCURRENCY,
                     quota=plan.concurrent_max,
                     window_s=0,
-                    left=plan.concurrent_max - self._under_way.get(subject, 0),
+                    left=free,
+                    known=free,
                     reset_s=0.0,
                     retry_s=BUSY_RETRY_S,
                 )
             )
-        for reason, limit in ((Reason.DAILY, plan.daily_max), (Reason.MONTHLY, plan.monthly_max)):
-            if limit:
-                period, start_s, end_s = period_of(reason, now_s)
-                windows.append(
-                    _Window(
-                        name=f"{name}-{reason.value}",
-                        subject=subject,
-                        reason=reason,
-                        quota=limit,
-                        window_s=end_s - start_s,
-                        left=limit - self._quota.used(subject, period),
-                        reset_s=end_s - now_s,
-                        retry_s=end_s - now_s,
-                        period=period,
-                    )
+        for reason, limit in _quotas(plan):
+            period, start_s, end_s = period_of(reason, now_s)
+            left = limit - self._quota.used(subject, period)
+            windows.append(
+                _Window(
+                    name=f"{name}-{reason.value}",
+                    subject=subject,
+                    reason=reason,
+                    quota=limit,
+                    window_s=end_s - start_s,
+                    left=left,
+                    known=left,
+                    reset_s=end_s - now_s,
+                    retry_s=end_s - now_s,
+                    period=period,
                 )
+            )
         return windows
 
 
@@ -227,6 +257,11 @@ def period_of(reason: Reason, now_s: float) -> tuple[str, int, int]:
     return f"{now:%Y-%m}", int(first.timestamp()), int(following.timestamp())
 
 
+def _quotas(plan: Plan) -> list[tuple[Reason, int]]:
+    quotas = ((Reason.DAILY, plan.daily_max), (Reason.MONTHLY, plan.monthly_max))
+    return [(reason, limit) for reason, limit in quotas if limit]
+
+
 def _rate(plan: Plan) -> Rate:
     return Rate(plan.requests_per_s, plan.requests_burst)
 
@@ -236,7 +271,7 @@ def _headers(windows: list[_Window]) -> dict[str, str]:
         return {}
     policies, limits = [], []
     for window in windows:
-        left = max(0, int(window.left + 1e-9))
+        left = max(0, int(window.known + 1e-9))
         if window.reason is Reason.CONCURRENCY:
             policies.append(f'"{window.name}";q={window.quota};qu="concurrent-requests"')
             limits.append(f'"{window.name}";r={left}')
@@ -246,8 +281,8 @@ def _headers(windows: list[_Window]) -> dict[str, str]:
     headers = {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(limits)}
     timed = [window for window in windows if window.reason is not Reason.CONCURRENCY]
     if timed:
-        first = min(timed, key=lambda window: window.left / window.quota)
+        first = min(timed, key=lambda window: window.known / window.quota)
         headers["RateLimit-Limit"] = str(first.quota)
-        headers["RateLimit-Remaining"] = str(max(0, int(first.left + 1e-9)))
+        headers["RateLimit-Remaining"] = str(max(0, int(first.known + 1e-9)))
         headers["RateLimit-Reset"] = str(math.ceil(first.reset_s))
     return headers
