@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import signal
@@ -42,7 +43,7 @@ from protocols.mqtt.reason import ReasonCode
 from routing.limits.allowance import Allowances, forget_worker
 from routing.tenancy.identity import Identity, Unauthenticated
 from routing.tenancy.jwt import JwksError, JwtVerifier
-from routing.tenancy.registry import Registry
+from routing.tenancy.registry import Registry, RegistryError
 from runtime import clock
 from runtime.settings_file import SettingsError
 from runtime.tls.material import TlsFiles, TlsMaterial
@@ -50,6 +51,7 @@ from runtime.tls.store import TlsStore
 
 TICK_S: Final = 1.0
 LETTERS_TICKS: Final = 10
+KEY_USE_TICKS: Final = 5
 LAG_TICK_S: Final = 0.1
 SETTLE_S: Final = 0.25
 """How long deletions of what is delivered wait for a group to be committed with."""
@@ -366,6 +368,9 @@ class Worker:
             self._http.expire(clock.unix_s())
             if self._registry.changed():
                 self._registry_changed()
+            if tick % KEY_USE_TICKS == 0:
+                with contextlib.suppress(RegistryError):  # it is for display only
+                    self._registry.flush_use()
             try:
                 oldest_ms = await asyncio.to_thread(self._inspector.oldest_ms)
                 self._spool.note_oldest(oldest_ms)
