@@ -28,17 +28,14 @@ class Rate(msgspec.Struct, frozen=True):
 class Rates(Protocol):
     """Where tokens of subjects come from: this node (`LocalRates`), or all nodes (`valkey_lease`)."""
 
-    def left(self, subject: str, rate: Rate, now_s: float) -> float:
-        """Return the tokens that are there now."""
+    def left(self, subject: str, rate: Rate, now_s: float) -> tuple[float, float]:
+        """Return the tokens that may be spent here now, and those that are left in all."""
 
     def take(self, subject: str, rate: Rate, now_s: float) -> None:
         """Take a token, of which `left` has just told."""
 
     def wait_s(self, subject: str, rate: Rate, now_s: float) -> float:
         """Return how long until a token is there."""
-
-    def known(self, subject: str, rate: Rate, now_s: float) -> float:
-        """Return the tokens that the caller is told of, which over nodes are more than one may spend now."""
 
     async def prepare(self, subject: str, rate: Rate) -> None:
         """Get tokens for what comes next, if that takes asking somebody."""
@@ -55,10 +52,11 @@ class LocalRates:
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def left(self, subject: str, rate: Rate, now_s: float) -> float:
-        """Return the tokens that are there now."""
+    def left(self, subject: str, rate: Rate, now_s: float) -> tuple[float, float]:
+        """Return the tokens that are there now, twice, since no other node has any."""
         bucket = self._bucket(subject, rate, now_s)
-        return 0.0 if bucket is None else bucket.available(now_s)
+        tokens = 0.0 if bucket is None else bucket.available(now_s)
+        return tokens, tokens
 
     def take(self, subject: str, rate: Rate, now_s: float) -> None:
         """Take a token, of which `left` has just told."""
@@ -70,10 +68,6 @@ class LocalRates:
         """Return how long until a token is there."""
         bucket = self._bucket(subject, rate, now_s)
         return 1.0 if bucket is None else bucket.wait_s(1.0, now_s)
-
-    def known(self, subject: str, rate: Rate, now_s: float) -> float:
-        """Return the tokens that are there now."""
-        return self.left(subject, rate, now_s)
 
     async def prepare(self, subject: str, rate: Rate) -> None:
         """Nobody has to be asked."""

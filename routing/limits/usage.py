@@ -103,6 +103,7 @@ class Usage:
         self._plan_of = plan_of
         self._rates = rates
         self._quota = quota
+        self._calendar = _Calendar()
         self._under_way: dict[str, int] = {}
         """Of subjects with calls under way, so never more than there are calls."""
 
@@ -119,7 +120,7 @@ class Usage:
             demands = self._demands(principal, tenant)
             for _, subject, plan in [*demands, *demands]:  # while one is waited for, another may be spent
                 for reason, limit in _quotas(plan):
-                    await self._quota.prepare(subject, period_of(reason, now_s)[0], limit)
+                    await self._quota.prepare(subject, self._calendar.period(reason, now_s)[0], limit)
                 if plan.requests_per_s:
                     await self._rates.prepare(subject, _rate(plan))
         except (QuotaError, RegistryError):
@@ -188,8 +189,7 @@ class Usage:
         windows = []
         if plan.requests_per_s:
             rate = _rate(plan)
-            left = self._rates.left(subject, rate, monotonic_s)
-            known = max(left, self._rates.known(subject, rate, monotonic_s))
+            left, known = self._rates.left(subject, rate, monotonic_s)
             windows.append(
                 _Window(
                     name=f"{name}-rate",
@@ -220,7 +220,7 @@ class Usage:
                 )
             )
         for reason, limit in _quotas(plan):
-            period, start_s, end_s = period_of(reason, now_s)
+            period, start_s, end_s = self._calendar.period(reason, now_s)
             left = limit - self._quota.used(subject, period)
             windows.append(
                 _Window(
@@ -244,6 +244,20 @@ def subject_of(principal: Principal) -> str:
     if principal.credential is Credential.API_KEY:
         return f"key:{principal.fingerprint}"
     return f"{principal.credential.value}:{principal.tenant}/{principal.name}"
+
+
+class _Calendar:
+    """Remembers the day and the month that it is."""
+
+    def __init__(self) -> None:
+        self._periods: dict[Reason, tuple[str, int, int]] = {}
+
+    def period(self, reason: Reason, now_s: float) -> tuple[str, int, int]:
+        """Return what `period_of` does."""
+        period = self._periods.get(reason)
+        if period is None or not period[1] <= now_s < period[2]:
+            period = self._periods[reason] = period_of(reason, now_s)
+        return period
 
 
 def period_of(reason: Reason, now_s: float) -> tuple[str, int, int]:

@@ -92,19 +92,13 @@ class LeasedRates:
         self._take = link.script(TAKE_TOKENS)
         self.fallbacks = 0
 
-    def left(self, subject: str, rate: Rate, now_s: float) -> float:
-        """Return the tokens that this node may spend now."""
+    def left(self, subject: str, rate: Rate, now_s: float) -> tuple[float, float]:
+        """Return the tokens that this node may spend now, and those left in all, as far as it knows."""
         if not self._link.is_up:
             self.fallbacks += 1
             return self._local.left(subject, self._share(rate), now_s)
-        return self._lease(subject, rate).tokens
-
-    def known(self, subject: str, rate: Rate, now_s: float) -> float:
-        """Return the tokens that are left in all, as far as this node knows."""
-        if not self._link.is_up:
-            return self._local.left(subject, self._share(rate), now_s)
         lease = self._lease(subject, rate)
-        return min(rate.burst, lease.tokens + lease.shared_now(now_s))
+        return lease.tokens, min(rate.burst, lease.tokens + lease.shared_now(now_s))
 
     def take(self, subject: str, rate: Rate, now_s: float) -> None:
         """Take a token, of which `left` has just told."""

@@ -336,12 +336,12 @@ def test_how_many_subjects_are_known_is_limited_and_nobody_profits() -> None:
     rates = LocalRates(subjects_max=3)
     rate = Rate(per_s=1, burst=2)
     for subject in "abc":
-        assert rates.left(subject, rate, 0.0) == 2
+        assert rates.left(subject, rate, 0.0) == (2, 2)
         rates.take(subject, rate, 0.0)
-    assert rates.left("d", rate, 0.0) == 0, "a is not full, and would be again if it were forgotten"
+    assert rates.left("d", rate, 0.0) == (0, 0), "a is not full, and would be again if it were forgotten"
     assert rates.wait_s("d", rate, 0.0) == 1
-    assert rates.left("a", rate, 0.0) == 1
-    assert rates.left("d", rate, 5.0) == 2, "now the others are full"
+    assert rates.left("a", rate, 0.0) == (1, 1)
+    assert rates.left("d", rate, 5.0) == (2, 2), "now the others are full"
     assert len(rates) == 3
     assert rates.refused_for_room == 2
 
