@@ -18,7 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := $(shell find commands ingest protocols routing runtime services -name '*.py')
 AS_COMPILED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/compiled HEADWORKS_COMPILED=1
 
-.PHONY: help run test test-compiled setup compiled format lint types imports fuzz bench side-by-side backlog million \
+.PHONY: help run test test-compiled setup compiled format lint types imports fuzz bench side-by-side proxies backlog million \
     campaign campaigns crash docs check lock clean
 
 help:            ## Show the targets
@@ -34,9 +34,10 @@ setup: .setup-stamp  ## Install everything into .venv and node_modules
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	npm ci --silent --no-progress || echo "npm packages are missing: tests with mqtt.js and kinesis-local will be skipped"
-	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v mosquitto_pub && command -v redis-server && command -v cc && ls /usr/include/openssl/ssl.h; } >/dev/null; then \
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v mosquitto_pub && command -v nginx && command -v wrk && command -v redis-server && \
+	    command -v cc && ls /usr/include/openssl/ssl.h; } >/dev/null; then \
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
-	        mosquitto mosquitto-clients redis-server gcc libc6-dev libssl-dev python3-dev >/dev/null; fi
+	        mosquitto mosquitto-clients nginx-light wrk redis-server gcc libc6-dev libssl-dev python3-dev >/dev/null; fi
 	@command -v mosquitto_pub >/dev/null || echo "mosquitto-clients is missing: its tests will be skipped"
 	@command -v redis-server >/dev/null || echo "redis-server is missing: tests of limits over nodes will be skipped"
 	touch $@
@@ -85,6 +86,9 @@ bench: setup     ## Run the micro-benchmarks and compare with the last saved run
 
 side-by-side: compiled  ## Compare with Mosquitto on one core, in turns (ONLY=tls ROUNDS=5 WITH=pure JSON=1 SVG=file)
 	@$(BIN)/python -m bench.side_by_side.run $(side_by_side_options)
+
+proxies: setup   ## Compare the API gateway with nginx and Envoy as a proxy, in turns (ROUNDS=3 SECONDS=5 JSON=1)
+	@$(BIN)/python -m bench.proxies $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(JSON),--json)
 
 backlog: compiled ## Drain a backlog of MESSAGES (5000000) while ingest goes on, and judge memory and pace (JSON=1)
 	@$(BIN)/python -m bench.backlog $(if $(MESSAGES),--messages $(MESSAGES)) $(if $(JSON),--json)

@@ -11,6 +11,8 @@ from typing import Any, Final
 from ingest import counters
 from ingest.counters import Closing, ConnectRefusal, Protocol
 from ingest.outcome import Outcome
+from ingest.spool.spool import State
+from ingest.spool.store import SpoolError
 from runtime import clock
 from runtime.tls.failure import HandshakeFailure
 
@@ -81,13 +83,16 @@ class Events:
         self._count("spool_commit_failures_total")
         self._say("error", "disk_refuses", error=error)
 
-    def disk_recovered(self) -> None:
-        """Note that the disk takes writes again."""
-        self._say("info", "disk_recovered")
-
-    def spool_full(self) -> None:
-        """Note that the spool stopped taking messages."""
-        self._say("warning", "spool_full")
+    def spool_moved(self, was: State, state: State, error: SpoolError | None) -> None:
+        """Note that the disk refuses or takes again, and that the spool is full or has room again."""
+        if state is State.BROKEN:
+            self.commit_failed(str(error))
+        elif was is State.BROKEN:
+            self._say("info", "disk_recovered")
+        if state is State.FULL:
+            self._say("warning", "spool_full")
+        elif was is State.FULL and state is State.OPEN:
+            self._say("info", "spool_has_room")
 
     def connection_opened(self, protocol: Protocol) -> None:
         """Count a connection in."""

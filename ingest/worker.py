@@ -179,7 +179,7 @@ class Worker:
             ),
             durable=self._order.committed,
             committed=self._committed,
-            failed=self._commit_failed,
+            moved=self._spool_moved,
         )
 
     def _make_pipeline(self) -> Pipeline:
@@ -265,9 +265,10 @@ class Worker:
         for tenant, records in commit.tenants.items():
             self._events.publishes(self._memory.tenant_index(tenant), records)
 
-    def _commit_failed(self, error: SpoolError) -> None:
-        self._events.commit_failed(str(error))
-        self._gauge_spool()
+    def _spool_moved(self, was: State, state: State, error: SpoolError | None) -> None:
+        self._events.spool_moved(was, state, error)
+        if state is State.BROKEN:
+            self._gauge_spool()
 
     def _delivered(self, tenants: dict[str, int], poison: Sequence[Poison]) -> None:
         indexes: dict[int, int] = {}

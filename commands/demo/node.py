@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
-import sys
 from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
 import msgspec
 
+from commands.demo.child import Child
 from ingest.pki import DevelopmentCa, Issued
-from runtime import clock
 
 TENANT: Final = "demo"
-START_DEADLINE_S: Final = 30.0
 SETTINGS: Final = """\
 # Written by `headworks dev`; see docs/guides/settings.md.
 [node]
@@ -82,7 +78,8 @@ class DevNode:
         self.settings = folder / "headworks.toml"
         self.ca = DevelopmentCa.create(folder / "pki")
         self.ca.write_crl(self.ca.revoked())
-        self._process: asyncio.subprocess.Process | None = None
+        words = ["serve", "--config", str(self.settings)]
+        self._gateway = Child("headworks serve", words, folder / "headworks.log")
 
     def prepare(self, devices: int) -> dict[str, Issued]:
         """Write certificates and settings; return the devices' certificates by name."""
@@ -92,27 +89,11 @@ class DevNode:
 
     async def start(self) -> None:
         """Start the gateway and wait until it is ready; raises `RuntimeError` with its last words."""
-        log = (self.folder / "headworks.log").open("ab")
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "commands.cli",
-            "serve",
-            "--config",
-            str(self.settings),
-            stderr=log,
-            stdout=log,
-            start_new_session=True,  # Ctrl-C is for us to handle, then we drain it
-        )
-        log.close()
-        until_s = clock.monotonic_s() + START_DEADLINE_S
-        while clock.monotonic_s() < until_s and self._process.returncode is None:
-            status = await self.status()
-            if status is not None and status["ready"]:
-                return
-            await asyncio.sleep(0.1)
-        words = (self.folder / "headworks.log").read_text().strip().splitlines()[-1:]
-        raise RuntimeError(words[0] if words else "the gateway did not become ready")
+        await self._gateway.start(self._ready)
+
+    async def _ready(self) -> bool:
+        status = await self.status()
+        return status is not None and bool(status["ready"])
 
     async def status(self) -> dict[str, Any] | None:
         """Return /status, or None when the node does not answer."""
@@ -126,8 +107,4 @@ class DevNode:
 
     async def stop(self) -> int:
         """Drain the gateway; return its exit code."""
-        if self._process is None:
-            return 1
-        if self._process.returncode is None:
-            self._process.send_signal(signal.SIGTERM)
-        return await self._process.wait()
+        return await self._gateway.stop()

@@ -55,7 +55,8 @@ class _Job:
 class Spool:
     """The driver of one `Store`. All methods but the writer's run on the event loop.
 
-    `durable` hears of each group that is on the disk before its answers go out, `committed` after.
+    `durable` hears of each group that is on the disk before its answers go out, `committed` after. `moved`
+    hears what the state was and is when it changes, with the disk's error when it is BROKEN.
     """
 
     def __init__(
@@ -66,14 +67,14 @@ class Spool:
         limits: SpoolLimits,
         durable: Callable[[int], None],
         committed: Callable[[Committed], None],
-        failed: Callable[[SpoolError], None],
+        moved: Callable[[State, State, SpoolError | None], None],
     ) -> None:
         self._store = store
         self.node = node
         self._limits = limits
         self._durable = durable
         self._committed = committed
-        self._failed = failed
+        self._moved = moved
         figures = store.figures()
         self.stored_bytes = figures.bytes
         self.stored_groups = figures.groups
@@ -243,17 +244,20 @@ class Spool:
             stored = job.stored
             self._committed(Committed(stored.records, len(stored.body), seconds, waited_s, stored.tenants))
         if self.state is State.BROKEN:
-            self.state = State.OPEN
+            self._move(State.OPEN)
         self._judge()
+
+    def _move(self, state: State, error: SpoolError | None = None) -> None:
+        was, self.state = self.state, state
+        if was is not state:
+            self._moved(was, state, error)
 
     def _retry(self, job: _Job, error: SpoolError) -> None:
         """Keep what was to be written, let those who can withdraw, and try again.
 
         Those who came while it was being written wait for the same disk, so they hear of it too.
         """
-        if self.state is not State.BROKEN:
-            self.state = State.BROKEN
-            self._failed(error)
+        self._move(State.BROKEN, error)
         job.open.refused(error)
         self.current.refused(error)
         sealed = job.open.seal(self.node, self._store.boot)
@@ -280,7 +284,7 @@ class Spool:
             self.oldest_ms is not None and clock.unix_ms() - self.oldest_ms > limits.age_max_s * 1000 * share
         )
         full = self.stored_bytes >= limits.bytes_max * share or too_old
-        self.state = State.FULL if full else State.OPEN
+        self._move(State.FULL if full else State.OPEN)
         waiting = self._waiting_for_room
         for _ in range(len(waiting)):
             if self.state is not State.OPEN or self.current.bytes >= limits.group_bytes_max:

@@ -8,6 +8,8 @@ from ingest import counters
 from ingest.counters import Closing, ConnectRefusal, Protocol
 from ingest.events import LOGGED_PER_S, TEXT_MAX, Events
 from ingest.outcome import REFUSALS
+from ingest.spool.spool import State
+from ingest.spool.store import SpoolError
 from runtime import clock
 from runtime.tls.failure import HandshakeFailure
 
@@ -104,8 +106,14 @@ def test_commits_and_acknowledgements_go_to_their_histograms(seen: Seen) -> None
 
 CASES: list[tuple[Callable[[Events], None], dict[str, int], list[str]]] = [
     (lambda e: e.commit_failed("full"), {"spool_commit_failures_total": 1}, ["error disk_refuses"]),
-    (lambda e: e.disk_recovered(), {}, ["info disk_recovered"]),
-    (lambda e: e.spool_full(), {}, ["warning spool_full"]),
+    (
+        lambda e: e.spool_moved(State.OPEN, State.BROKEN, SpoolError("full")),
+        {"spool_commit_failures_total": 1},
+        ["error disk_refuses"],
+    ),
+    (lambda e: e.spool_moved(State.BROKEN, State.OPEN, None), {}, ["info disk_recovered"]),
+    (lambda e: e.spool_moved(State.OPEN, State.FULL, None), {}, ["warning spool_full"]),
+    (lambda e: e.spool_moved(State.FULL, State.OPEN, None), {}, ["info spool_has_room"]),
     (lambda e: e.taken_over(), {"sessions_taken_over_total": 1}, []),
     (lambda e: e.tls_reloaded(None), {"tls_reloads_total ok": 1}, ["info tls_reloaded"]),
     (lambda e: e.tls_reloaded("bad"), {"tls_reloads_total failed": 1}, ["error tls_reload_failed"]),
@@ -155,7 +163,7 @@ def test_a_flood_is_counted_whole_and_logged_in_part(seen: Seen, at: Callable[[f
         seen.events.commit_failed("full")
     assert seen.counted() == {"spool_commit_failures_total": 1000}
     assert len(seen.log.lines) == LOGGED_PER_S
-    seen.events.spool_full()
+    seen.events.spool_moved(State.OPEN, State.FULL, None)
     assert seen.log.lines[-1][1] == "spool_full", "another event has its own allowance"
     at(101.0)
     seen.events.commit_failed("full")

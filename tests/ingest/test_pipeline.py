@@ -94,7 +94,7 @@ class Rig:
             ),
             durable=lambda _: None,
             committed=lambda _: None,
-            failed=lambda _: None,
+            moved=lambda *_: None,
         )
         self.reader = Reader(path)
         self.block = memoryview(bytearray(8 * (counters.GLOBAL_COUNTERS + 64))).cast("q")

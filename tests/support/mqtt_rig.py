@@ -124,7 +124,7 @@ class RigWorker:
             ),
             durable=self.order.committed,
             committed=lambda _: None,
-            failed=lambda _: None,
+            moved=lambda *_: None,
         )
         self.order.start(self.spool.last_committed, self.store.settled())
         self.block = memoryview(bytearray(8 * (counters.GLOBAL_COUNTERS + 64))).cast("q")

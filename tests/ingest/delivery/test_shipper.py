@@ -57,7 +57,7 @@ async def test_of_a_group_that_the_sink_has_only_counts_are_kept(tmp_path: Path)
         limits=LIMITS,
         durable=order.committed,
         committed=lambda _: None,
-        failed=lambda _: None,
+        moved=lambda *_: None,
     )
     reader, sink = Reader(path), Forgetful()
     shipper = Shipper(spool, reader, order=order, after=0, delivered=delivered, events=silent_events())
@@ -105,7 +105,7 @@ async def test_workers_do_not_wait_for_the_numbers_that_a_restart_leaps_over(tmp
             limits=LIMITS,
             durable=order.committed,
             committed=lambda _: None,
-            failed=lambda _: None,
+            moved=lambda *_: None,
         )
         order.start(spool.last_committed, store.settled())
         return spool, order

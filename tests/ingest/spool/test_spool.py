@@ -64,7 +64,7 @@ def make(folder: Path) -> tuple[Spool, FailingStore]:
         limits=LIMITS,
         durable=lambda _: None,
         committed=lambda _: None,
-        failed=lambda _: None,
+        moved=lambda *_: None,
     )
     return spool, store
 

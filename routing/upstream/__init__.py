@@ -1,0 +1,1 @@
+"""Calls to upstreams: connections, tries, time-outs."""
