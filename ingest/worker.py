@@ -49,6 +49,7 @@ from runtime.tls.material import TlsFiles, TlsMaterial
 from runtime.tls.store import TlsStore
 
 TICK_S: Final = 1.0
+REGISTRY_POLL_S: Final = 0.5
 LETTERS_TICKS: Final = 10
 LAG_TICK_S: Final = 0.1
 SETTLE_S: Final = 0.25
@@ -309,6 +310,7 @@ class Worker:
                         self._sink.run(),
                         self._shipper.run(self._sink),
                         self._keep_house(),
+                        self._watch_registry(),
                         self._measure_lag(),
                         *([self._watch_certificates(self._tls)] if self._tls is not None else []),
                         *([self._fetch_keys(self._jwt)] if self._jwt is not None else []),
@@ -359,13 +361,11 @@ class Worker:
             due_s = now_s + LAG_TICK_S
 
     async def _keep_house(self) -> None:
-        """Once a second: keep-alives, the registry, replays, and the gauges."""
+        """Once a second: keep-alives, replays, and the gauges."""
         for tick in itertools.count():
             await asyncio.sleep(TICK_S)
             self._hub.turn_wheel(clock.monotonic_s())
             self._http.expire(clock.unix_s())
-            if self._registry.changed():
-                self._registry_changed()
             try:
                 oldest_ms = await asyncio.to_thread(self._inspector.oldest_ms)
                 self._spool.note_oldest(oldest_ms)
@@ -376,6 +376,13 @@ class Worker:
             except SpoolError as error:
                 self._events.commit_failed(str(error))
             self._gauge_spool()
+
+    async def _watch_registry(self) -> None:
+        """Notice soon what other processes write: who is suspended is out within a second."""
+        while True:
+            await asyncio.sleep(REGISTRY_POLL_S)
+            if self._registry.changed():
+                self._registry_changed()
 
     def _registry_changed(self) -> None:
         self._allowances.replan()

@@ -81,7 +81,7 @@ class DevNode:
         self.ports = ports
         self.settings = folder / "headworks.toml"
         self.ca = DevelopmentCa.create(folder / "pki")
-        self.ca.write_crl(self.ca.revoked())
+        self.ca.renew_crl()
         self._process: asyncio.subprocess.Process | None = None
 
     def prepare(self, devices: int) -> dict[str, Issued]:
