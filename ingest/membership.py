@@ -50,8 +50,6 @@ class Membership:
         A resumed session does not check the chain again, so a ticket must not outlive the certificate.
         """
         identity = self._names.identity(certificate)
-        if identity.kind is Kind.CLAIM:
-            raise Unauthenticated("the certificate is for provisioning, not for telemetry")
         if self._is_revoked(identity.fingerprint):
             self._events.handshake_failed(HandshakeFailure.REVOKED, "a resumed session", identity.name)
             raise Unauthenticated("the certificate is revoked")
