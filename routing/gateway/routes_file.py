@@ -182,7 +182,8 @@ class Upstream(Section, frozen=True):
 class Authorizer(Section, frozen=True):
     """How a caller proves who it is.
 
-    Keys of a JWKS are read again every `refresh_s`; `url`, `header` and `cache_s` are for `custom`.
+    Keys of a JWKS are read again every `refresh_s`; `url`, `header` and `cache_s` are for `custom`. `scopes`
+    are what a device with a certificate has. Only with `operators` may a credential be for every tenant, `*`.
     """
 
     kind: Literal["jwt", "api_key", "certificate", "custom"]
@@ -202,6 +203,7 @@ class Authorizer(Section, frozen=True):
     timeout_s: Deadline = 2.0
     cache_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 60.0
     cache_entries_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+    operators: bool = False
 
 
 class Cors(Section, frozen=True):
@@ -276,6 +278,8 @@ def check(routes: Routes, wrong: Wrong) -> None:
             raise wrong(f"upstreams.{name}", "lambda needs function and region")
         if upstream.kind == "kinesis" and not (upstream.stream and upstream.region):
             raise wrong(f"upstreams.{name}", "kinesis needs stream and region")
+    for name, authorizer in routes.authorizers.items():
+        _check_authorizer(f"authorizers.{name}", authorizer, wrong)
     for name, cors in routes.cors.items():
         if cors.credentials and "*" in cors.origins:
             raise wrong(f"cors.{name}", "credentials and every origin do not go together")
@@ -309,12 +313,24 @@ def _check_route(key: str, route: Route, routes: Routes, wrong: Wrong) -> None:
         raise wrong(f"{key}.operation", "write document#operationId, with the document in [documents]")
 
 
+def _check_authorizer(key: str, authorizer: Authorizer, wrong: Wrong) -> None:
+    if authorizer.kind == "jwt" and bool(authorizer.jwks_file) == bool(authorizer.jwks_url):
+        raise wrong(key, "a jwt authorizer needs jwks_file or jwks_url, and not both")
+    if authorizer.kind == "custom" and not authorizer.url.startswith(("http://", "https://")):
+        raise wrong(f"{key}.url", "a custom authorizer needs an http or https url to ask")
+    _check_scopes(key, authorizer.scopes, wrong)
+
+
 def _check_access(key: str, authorizers: list[str], scopes: list[str], routes: Routes, wrong: Wrong) -> None:
     if not authorizers:
         raise wrong(f"{key}.authorizers", "nobody could call: name authorizers, or say public = true")
     for name in authorizers:
         if name not in routes.authorizers:
             raise wrong(f"{key}.authorizers", f"there is no [authorizers.{name}]")
+    _check_scopes(key, scopes, wrong)
+
+
+def _check_scopes(key: str, scopes: list[str], wrong: Wrong) -> None:
     for scope in scopes:
         if SCOPE.fullmatch(scope) is None:
             raise wrong(f"{key}.scopes", f"{scope!r} is not resource:action")
