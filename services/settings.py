@@ -13,6 +13,8 @@ from runtime.settings_file import Section, Wrong, split_bind
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=3600)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
+Days = Annotated[int, msgspec.Meta(ge=1, le=3650)]
+Rate = Annotated[float, msgspec.Meta(gt=0, le=100_000)]
 
 
 class Service(Section, frozen=True):
@@ -42,9 +44,36 @@ class Device(Section, frozen=True):
     """The device service."""
 
     bind: str = "127.0.0.1:8101"
+    trust_domain: str = "headworks.local"
+    """As `node.trust_domain` of the ingestion gateway."""
     issuer: Literal["development", "aws"] = "development"
     ca_dir: str = ""
     """Folder of the development CA, whose revocation list the ingestion gateway reads."""
+    aws_ca_arn: str = ""
+    aws_region: str = ""
+    aws_endpoint: str = ""
+    aws_signing_algorithm: str = "SHA256WITHECDSA"
+    issuer_deadline_s: Annotated[float, msgspec.Meta(ge=0.1, le=300)] = 15.0
+    certificate_days: Days = 365
+    certificate_days_max: Days = 3650
+    certificates_max: Count = 8
+    """Good certificates of one device."""
+    devices_max: Count = 1_000_000
+    """Devices of one tenant, as are the next three."""
+    groups_max: Count = 1000
+    claims_max: Count = 1000
+    keys_max: Count = 1000
+    claims_per_s: Rate = 10.0
+    wrong_claims_per_s: Rate = 1.0
+    claims_burst: Count = 50
+    shadow_bytes_max: Annotated[int, msgspec.Meta(ge=64, le=65_536)] = 8192
+    shadow_waiters_max: Count = 10_000
+    import_bytes_max: Count = 67_108_864
+    imports_waiting_max: Count = 16
+    imports_kept_max: Count = 100
+    audit_days: Days = 730
+    telemetry: str = ""
+    """The file of the `local` sink, for exports; empty leaves telemetry out of them."""
 
 
 class Data(Section, frozen=True):
@@ -87,3 +116,6 @@ def _check(settings: Settings, wrong: Wrong) -> None:
             split_bind(getattr(settings, name).bind)
         except ValueError as error:
             raise wrong(f"{name}.bind", str(error)) from error
+    device = settings.device
+    if device.issuer == "aws" and not (device.aws_ca_arn and device.aws_region):
+        raise wrong("device.issuer", "aws needs device.aws_ca_arn and device.aws_region")

@@ -97,7 +97,9 @@ class AuditLog:
         if subjects:
             tests = []
             for place, subject in enumerate(subjects, start=4):
-                tests.append(f"subject = ?{place} OR (subject > ?{place} || '/' AND subject < ?{place} || '0')")
+                tests.append(
+                    f"subject = ?{place} OR (subject > ?{place} || '/' AND subject < ?{place} || '0')"
+                )
                 values.append(subject)
             where += f" AND ({' OR '.join(tests)})"
         return self._entries(f"{where} ORDER BY number DESC LIMIT ?3", values)

@@ -10,7 +10,9 @@ from routing.tenancy.identity import Credential, Identity, Kind, Unauthenticated
 from runtime.tls.material import issuer_digest
 
 NAME: Final = r"[A-Za-z0-9._~-]{1,128}"
-SPIFFE: Final = re.compile(rf"spiffe://([A-Za-z0-9.-]{{1,255}})/tenant/({NAME})/(device|gateway|claim)/({NAME})")
+SPIFFE: Final = re.compile(
+    rf"spiffe://([A-Za-z0-9.-]{{1,255}})/tenant/({NAME})/(device|gateway|claim)/({NAME})"
+)
 
 
 class CertificateNames:

@@ -22,25 +22,28 @@ REVOKE_DEADLINE_S: Final = 30.0
 
 
 class CertificationLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How many certificates a device may have that are good, how long one lasts, and how long two overlap."""
+    """How many certificates a device may have that are good, and how long one lasts."""
 
     good_max: int
     days: int
     days_max: int
-    overlap_s_max: float
 
 
 class Certification:
     """Issues and revokes; `run` must be running for what is due later."""
 
-    def __init__(self, table: CertificateTable, issuer: Issuer, limits: CertificationLimits, log: Any) -> None:
+    def __init__(
+        self, table: CertificateTable, issuer: Issuer, limits: CertificationLimits, log: Any
+    ) -> None:
         self._table = table
         self._issuer = issuer
         self.limits = limits
         self._log = log
         self._revoking = asyncio.Lock()
 
-    async def issue(self, holder: Holder, request_pem: str, days: int | None) -> tuple[Issued, CertificateRow]:
+    async def issue(
+        self, holder: Holder, request_pem: str, days: int | None
+    ) -> tuple[Issued, CertificateRow]:
         """Issue a certificate for a signing request; raises `Refused`."""
         request = checked(request_pem)
         self.refuse_too_many(holder)

@@ -6,11 +6,13 @@ devices a tenant: counted when the tenant is first seen, and kept up from then o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from routing.tenancy import registry as registered
 from routing.tenancy.registry import Registry, Status
 from runtime import clock
+from services.device.import_lines import ImportLine
 from services.device.resources import Device, StatusName, at
 from services.device.store.database import Database
 from services.device.store.details import Details, DetailsTable
@@ -77,11 +79,11 @@ class Fleet:
         """Return devices by name."""
         return [self.described(row) for row in self._registry.devices_after(tenant, after, limit)]
 
-    def refuse_too_many(self, tenant: str) -> None:
-        """Refuse one more device than a tenant may have."""
+    def refuse_too_many(self, tenant: str, more: int = 1) -> None:
+        """Refuse `more` devices when a tenant may not have so many."""
         if tenant not in self._counts:
             self._counts[tenant] = self._registry.device_count(tenant)
-        if self._counts[tenant] >= self._devices_max:
+        if self._counts[tenant] + more > self._devices_max:
             raise Refused(409, "too-many-devices", f"a tenant has at most {self._devices_max} devices")
 
     def refuse_unknown_groups(self, tenant: str, groups: list[str]) -> None:
@@ -94,16 +96,24 @@ class Fleet:
         self, tenant: str, device: str, groups: list[str], attributes: dict[str, Any] | None = None
     ) -> bool:
         """Add a device, or bring an existing one to what is given; return whether it is new."""
+        line = ImportLine(device=device, attributes=attributes, groups=groups)
+        return self.register_many(tenant, [line]) > 0
+
+    def register_many(self, tenant: str, devices: Sequence[ImportLine]) -> int:
+        """Bring devices to what is given, in one transaction; return how many are new."""
+        if not devices:
+            return 0
         with self._database.transaction():
-            self._details.lift_tombstone(tenant, device)
-            if attributes is not None:
-                self._details.put(tenant, device, attributes, clock.unix_s())
-            for group in groups:
-                if self._groups.find(tenant, group) is not None:
-                    self._groups.join(tenant, group, device)
-        new = self._registry.add_devices(tenant, [device], clock.unix_s()) > 0
-        if new and tenant in self._counts:
-            self._counts[tenant] += 1
+            for line in devices:
+                self._details.lift_tombstone(tenant, line.device)
+                if line.attributes is not None:
+                    self._details.put(tenant, line.device, line.attributes, clock.unix_s())
+                for group in line.groups or ():
+                    if self._groups.find(tenant, group) is not None:
+                        self._groups.join(tenant, group, line.device)
+        new = self._registry.add_devices(tenant, [line.device for line in devices], clock.unix_s())
+        if tenant in self._counts:
+            self._counts[tenant] += new
         return new
 
     def put_attributes(self, tenant: str, device: str, attributes: dict[str, Any]) -> Details:

@@ -18,9 +18,11 @@ from typing import Any, Final
 
 import msgspec
 
+from routing.tenancy.registry import RegistryError
 from runtime import clock
 from services.device.fleet import Fleet
 from services.device.import_lines import LINE_BYTES_MAX, BadLine, Form, ImportLine, columns_of, parse
+from services.device.store.database import StoreError
 from services.device.store.imports import ImportRow, ImportStatus, ImportTable, LineFailure
 from services.web.refusal import Refused
 
@@ -113,7 +115,11 @@ class Importer:
         while True:
             self._arrived.clear()
             for row in self._table.open():
-                await self._work(row)
+                try:
+                    await self._work(row)
+                except (StoreError, RegistryError) as error:
+                    self._log.error("import_interrupted", id=row.id, why=str(error))
+                    await asyncio.sleep(RETRY_S)
             if not self._table.open():
                 await self._arrived.wait()
 
@@ -146,45 +152,44 @@ class Importer:
 
     def _batch(self, row: ImportRow, columns: list[str], file: Any) -> ImportRow:
         """Do some lines, and return how far the import is then."""
-        lines, done, failures = row.lines, row.done, list(row.failures)
-        failed = row.failed
-        for _ in range(BATCH):
-            line = _line(file)
-            if line is None:
-                return msgspec.structs.replace(
-                    row,
-                    status=ImportStatus.FINISHED,
-                    finished_s=clock.unix_s(),
-                    position=file.tell(),
-                    lines=lines,
-                    done=done,
-                    failed=failed,
-                    failures=failures,
-                )
-            lines += 1
+        number, failures = row.lines + (1 if row.form == "csv" else 0), list(row.failures)
+        read, failed = 0, 0
+        taken: list[ImportLine] = []
+        fresh: set[str] = set()
+        while read < BATCH and (line := _line(file)) is not None:
+            read += 1
             if not line.strip():
                 continue
             try:
-                self._take_line(row.tenant, parse(_form(row.form), columns, line))
-                done += 1
+                found = parse(_form(row.form), columns, line)
+                self._refuse(row.tenant, found, fresh)
+                taken.append(found)
             except (BadLine, Refused) as error:
                 failed += 1
                 if len(failures) < FAILURES_MAX:
-                    number = lines + (1 if row.form == "csv" else 0)
-                    failures.append(LineFailure(number, str(error)))
+                    failures.append(LineFailure(number + read, str(error)))
+        self._fleet.register_many(row.tenant, taken)
+        ended = read < BATCH
         return msgspec.structs.replace(
-            row, position=file.tell(), lines=lines, done=done, failed=failed, failures=failures
+            row,
+            status=ImportStatus.FINISHED if ended else ImportStatus.RUNNING,
+            finished_s=clock.unix_s() if ended else None,
+            position=file.tell(),
+            lines=row.lines + read,
+            done=row.done + len(taken),
+            failed=row.failed + failed,
+            failures=failures,
         )
 
-    def _take_line(self, tenant: str, line: ImportLine) -> None:
+    def _refuse(self, tenant: str, line: ImportLine, fresh: set[str]) -> None:
+        """Refuse a line that may not be taken; a device that is new is added to `fresh`."""
         fleet = self._fleet
         if fleet.is_erased(tenant, line.device):
             raise BadLine("a device of this name was erased")
-        groups = line.groups or []
-        fleet.refuse_unknown_groups(tenant, groups)
-        if not fleet.is_registered(tenant, line.device):
-            fleet.refuse_too_many(tenant)
-        fleet.register(tenant, line.device, groups, line.attributes)
+        fleet.refuse_unknown_groups(tenant, line.groups or [])
+        if line.device not in fresh and not fleet.is_registered(tenant, line.device):
+            fleet.refuse_too_many(tenant, len(fresh) + 1)
+            fresh.add(line.device)
 
     def _path(self, identifier: str) -> Path:
         return self._folder / f"{identifier}.import"

@@ -27,7 +27,6 @@ from services.web.refusal import Refused
 
 SCOPE: Final = "claims:provision"
 BUCKETS_MAX: Final = 10_000
-WRONG_CLAIM: Final = Refused(401, "wrong-claim", "there is no such claim")
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +88,7 @@ class Provisioning:
             )
         row = self._table.find(caller.name)
         if row is None or row.tenant != caller.tenant or row.hash is not None:
-            raise WRONG_CLAIM
+            raise _wrong_claim()
         return row
 
     def _claim_of_token(self, token: str) -> ClaimRow:
@@ -100,7 +99,7 @@ class Provisioning:
         row = self._table.find(identifier) if identifier else None
         if not claims.is_token_of(row, token):
             self._wrong.take(1, now_s)
-            raise WRONG_CLAIM
+            raise _wrong_claim()
         assert row is not None
         return row
 
@@ -132,9 +131,18 @@ class Provisioning:
             raise _already(holder.name)
 
 
+def _wrong_claim() -> Refused:
+    return Refused(401, "wrong-claim", "there is no such claim")
+
+
 def _already(device: str) -> Refused:
     return Refused(409, "already-provisioned", f"{device} has a certificate; rotate that, or revoke it first")
 
 
 def _too_fast(wait_s: float) -> Refused:
     return Refused(429, "too-many-claims", "claims are shown too often; wait", retry_after_s=max(wait_s, 1.0))
+
+
+def provisioned_by(claim: ClaimRow) -> Caller:
+    """Return who the audit log says has provisioned a device: the claim."""
+    return Caller(tenant=claim.tenant, name=f"claim/{claim.id}", scopes=frozenset())

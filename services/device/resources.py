@@ -24,7 +24,9 @@ AttributeNumber = Annotated[int, Meta(ge=-(2**53) + 1, le=2**53 - 1)]
 Attribute = AttributeText | bool | AttributeNumber | float
 Attributes = Annotated[dict[AttributeName, Attribute], Meta(max_length=ATTRIBUTES_MAX)]
 Text = Annotated[str, Meta(max_length=256)]
-SigningRequestText = Annotated[str, Meta(min_length=1, max_length=16_384, description="A PEM signing request.")]
+SigningRequestText = Annotated[
+    str, Meta(min_length=1, max_length=16_384, description="A PEM signing request.")
+]
 Days = Annotated[int, Meta(ge=1, le=3650)]
 StatusName = Literal["active", "suspended"]
 
@@ -98,9 +100,7 @@ class DevicePatch(Body, frozen=True):
     """A merge patch (RFC 7396): an attribute that is null is removed, and all are when `attributes` is."""
 
     attributes: (
-        Annotated[dict[AttributeName, Attribute | None], Meta(max_length=2 * ATTRIBUTES_MAX)]
-        | None
-        | msgspec.UnsetType
+        Annotated[dict[AttributeName, Attribute | None], Meta(max_length=2 * ATTRIBUTES_MAX)] | msgspec.UnsetType | None
     ) = msgspec.UNSET
 
 

@@ -9,9 +9,7 @@ import msgspec
 
 from services.device.store.database import Database
 
-COLUMNS: Final = (
-    "id, tenant, form, request_key, actor, status, created_s, finished_s, position, lines, done, failed, failures"
-)
+COLUMNS: Final = "id, tenant, form, request_key, actor, status, created_s, finished_s, position, lines, done, failed, failures"
 
 
 class ImportStatus(enum.Enum):
