@@ -19,6 +19,7 @@ from commands import (
     pki,
     query,
     serve,
+    service,
     settings,
     spool,
     tenants,
@@ -48,6 +49,7 @@ app.add_typer(tenants.app, name="tenants")
 app.add_typer(devices.app, name="devices")
 app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
+app.add_typer(service.app, name="service")
 app.add_typer(spool.app, name="spool")
 app.add_typer(deadletters.app, name="deadletters")
 

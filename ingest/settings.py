@@ -72,7 +72,7 @@ class Tls(Section, frozen=True):
     crl: str = ""
     handshake_deadline_s: Deadline = 15.0
     handshakes_max: Positive = 1000
-    reload_poll_s: Deadline = 1.0
+    reload_poll_s: Deadline = 0.5
 
 
 class Accept(Section, frozen=True):

@@ -50,6 +50,7 @@ from runtime.tls.material import TlsFiles, TlsMaterial
 from runtime.tls.store import TlsStore
 
 TICK_S: Final = 1.0
+REGISTRY_POLL_S: Final = 0.5
 LETTERS_TICKS: Final = 10
 KEY_USE_TICKS: Final = 5
 LAG_TICK_S: Final = 0.1
@@ -312,6 +313,7 @@ class Worker:
                         self._sink.run(),
                         self._shipper.run(self._sink),
                         self._keep_house(),
+                        self._watch_registry(),
                         self._measure_lag(),
                         *([self._watch_certificates(self._tls)] if self._tls is not None else []),
                         *([self._fetch_keys(self._jwt)] if self._jwt is not None else []),
@@ -362,13 +364,11 @@ class Worker:
             due_s = now_s + LAG_TICK_S
 
     async def _keep_house(self) -> None:
-        """Once a second: keep-alives, the registry, replays, and the gauges."""
+        """Once a second: keep-alives, replays, and the gauges."""
         for tick in itertools.count():
             await asyncio.sleep(TICK_S)
             self._hub.turn_wheel(clock.monotonic_s())
             self._http.expire(clock.unix_s())
-            if self._registry.changed():
-                self._registry_changed()
             if tick % KEY_USE_TICKS == 0:
                 with contextlib.suppress(RegistryError):  # it is for display only
                     self._registry.flush_use()
@@ -382,6 +382,13 @@ class Worker:
             except SpoolError as error:
                 self._events.commit_failed(str(error))
             self._gauge_spool()
+
+    async def _watch_registry(self) -> None:
+        """Notice soon what other processes write: who is suspended is out within a second."""
+        while True:
+            await asyncio.sleep(REGISTRY_POLL_S)
+            if self._registry.changed():
+                self._registry_changed()
 
     def _registry_changed(self) -> None:
         self._allowances.replan()

@@ -26,6 +26,8 @@ from routing.tenancy.registry import Registry, RegistryError, Verdict
 
 __all__ = ["AuthorizerDown", "Authorizers", "Suspended", "Unauthenticated"]
 
+CLAIM_SCOPES: Final = frozenset({"claims:provision"})
+"""All that a claim certificate is good for, whatever scopes the authorizer gives to others."""
 REGISTRY_POLL_S: Final = 0.5
 FLUSH_USE_POLLS: Final = 10
 """When keys were last used is written with every tenth poll."""
@@ -305,7 +307,7 @@ class _Certificates:
         return Principal(
             tenant=identity.tenant,
             name=identity.name,
-            scopes=self._scopes,
+            scopes=CLAIM_SCOPES if identity.kind is Kind.CLAIM else self._scopes,
             credential=Credential.CERTIFICATE,
             fingerprint=identity.fingerprint,
             device=identity.name if identity.kind is Kind.DEVICE else "",

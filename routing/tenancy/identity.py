@@ -14,6 +14,8 @@ class Kind(enum.Enum):
     """Publishes for itself only."""
     GATEWAY = "gateway"
     """Publishes for every device of its tenant."""
+    CLAIM = "claim"
+    """May ask for a device's first certificate, and publishes nothing."""
     CALLER = "caller"
     """A person or a back end, who calls the API and publishes nothing."""
     ANYONE = "anyone"
@@ -54,6 +56,6 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         """Return whether telemetry of `tenant`/`device` may come from this identity."""
         if self.kind is Kind.ANYONE:
             return True
-        if tenant != self.tenant or self.kind is Kind.CALLER:
+        if tenant != self.tenant or self.kind in {Kind.CALLER, Kind.CLAIM}:
             return False
         return self.kind is Kind.GATEWAY or device == self.name

@@ -226,6 +226,40 @@ class Registry:
             )
         ]
 
+    def tenant(self, name: str) -> Tenant | None:
+        """Return a tenant, or None."""
+        rows = self._rows("SELECT * FROM tenants WHERE name = ?", (name,))
+        return Tenant(*rows[0]) if rows else None
+
+    def tenants_after(self, name: str, limit: int) -> list[Tenant]:
+        """Return up to `limit` tenants by name, after one."""
+        rows = self._rows("SELECT * FROM tenants WHERE name > ? ORDER BY name LIMIT ?", (name, limit))
+        return [Tenant(*row) for row in rows]
+
+    def device(self, tenant: str, name: str) -> Device | None:
+        """Return a device, or None."""
+        rows = self._rows("SELECT * FROM devices WHERE tenant = ? AND name = ?", (tenant, name))
+        return Device(*rows[0]) if rows else None
+
+    def devices_after(self, tenant: str, name: str, limit: int) -> list[Device]:
+        """Return up to `limit` devices of a tenant by name, after one."""
+        rows = self._rows(
+            "SELECT * FROM devices WHERE tenant = ? AND name > ? ORDER BY name LIMIT ?", (tenant, name, limit)
+        )
+        return [Device(*row) for row in rows]
+
+    def device_count(self, tenant: str) -> int:
+        """Return how many devices a tenant has; this reads them all."""
+        return int(self._rows("SELECT count(*) FROM devices WHERE tenant = ?", (tenant,))[0][0])
+
+    def remove_device(self, tenant: str, name: str) -> bool:
+        """Take a device away, and end its keys; return whether it was there."""
+        self._change(
+            "UPDATE api_keys SET status = 'suspended' WHERE tenant = ? AND name = ? AND kind = 'device'",
+            (tenant, name),
+        )
+        return bool(self._change("DELETE FROM devices WHERE tenant = ? AND name = ?", (tenant, name)))
+
     def set_device_status(self, tenant: str, name: str, status: Status, now_s: float) -> None:
         """Suspend or resume a device; one that was never added is added with that status."""
         self._change(
