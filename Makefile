@@ -39,6 +39,7 @@ setup: .setup-stamp  ## Install everything into .venv and node_modules
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
 	        mosquitto mosquitto-clients nginx-light wrk redis-server gcc libc6-dev libssl-dev python3-dev >/dev/null; fi
 	@command -v mosquitto_pub >/dev/null || echo "mosquitto-clients is missing: its tests will be skipped"
+	@command -v redis-server >/dev/null || echo "redis-server is missing: tests of limits over nodes will be skipped"
 	touch $@
 
 test: setup      ## Run all tests

@@ -10,6 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from commands import (
+    audit,
     deadletters,
     dev,
     devices,
@@ -18,6 +19,7 @@ from commands import (
     pki,
     query,
     serve,
+    service,
     settings,
     spool,
     tenants,
@@ -25,6 +27,7 @@ from commands import (
 from ingest.app import is_compiled
 from ingest.pki import PkiError
 from ingest.spool.store import SpoolError
+from routing.tenancy.audit import AuditError
 from routing.tenancy.registry import RegistryError
 
 PRIVATE: Final = 0o077
@@ -45,6 +48,8 @@ app.add_typer(pki.app, name="pki")
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(devices.app, name="devices")
 app.add_typer(keys.app, name="keys")
+app.add_typer(audit.app, name="audit")
+app.add_typer(service.app, name="service")
 app.add_typer(spool.app, name="spool")
 app.add_typer(deadletters.app, name="deadletters")
 
@@ -70,7 +75,7 @@ def main() -> None:
     os.umask(PRIVATE)
     try:
         app()
-    except (RegistryError, SpoolError, PkiError, OSError) as error:
+    except (AuditError, RegistryError, SpoolError, PkiError, OSError) as error:
         sys.exit(f"headworks: {error}")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Annotated
 
+import msgspec
 import typer
 
 from commands.common import (
@@ -12,16 +14,22 @@ from commands.common import (
     JsonOption,
     TenantArgument,
     data_dir_of,
-    fail,
     name_of,
     show,
 )
 from routing.tenancy.identity import Kind
-from routing.tenancy.registry import Registry
+from routing.tenancy.principal import EVERY_TENANT
+from routing.tenancy.registry import ApiKey, Registry
 from runtime import clock
 
-app = typer.Typer(help="API keys for HTTP and WebSocket.", no_args_is_help=True)
+app = typer.Typer(help="API keys: of devices (add), and for calls of the API (issue).", no_args_is_help=True)
 DAY_S = 86_400.0
+HOUR_S = 3600.0
+
+
+def tenant_of(value: str) -> str:
+    """Return a tenant's name, or that of all of them."""
+    return value if value == EVERY_TENANT else name_of(value)
 
 
 @app.command("add")
@@ -43,6 +51,35 @@ def add(
     typer.echo(secret)
 
 
+@app.command("issue")
+def issue(
+    tenant: Annotated[
+        str, typer.Argument(callback=tenant_of, help="The tenant, or * for an operator of the platform.")
+    ],
+    name: Annotated[str, typer.Argument(callback=name_of, help="The person or back end that will call.")],
+    scopes: Annotated[
+        str, typer.Option(help="What the key is good for, such as devices:read,telemetry:read.")
+    ],
+    plan: Annotated[str, typer.Option(help="A usage plan of the key's own: [limits.NAME].")] = "",
+    days: Annotated[float | None, typer.Option(min=0.001, help="End the key after so many days.")] = None,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Issue a key for calls of the API. It is shown once: only its hash is kept."""
+    registry = Registry(data_dir_of(config, data_dir) / "registry.db")
+    now_s = clock.unix_s()
+    _, secret = registry.issue_key(
+        tenant,
+        name,
+        Kind.CALLER,
+        now_s,
+        None if days is None else now_s + days * DAY_S,
+        scopes=[scope.strip() for scope in scopes.split(",") if scope.strip()],
+        plan=plan,
+    )
+    typer.echo(secret)
+
+
 @app.command("list")
 def list_keys(
     tenant: Annotated[str | None, typer.Argument()] = None,
@@ -51,8 +88,9 @@ def list_keys(
     as_json: JsonOption = False,
 ) -> None:
     """List keys, without their secrets."""
-    rows = Registry(data_dir_of(config, data_dir) / "registry.db").keys(tenant)
-    show(rows, ["id", "tenant", "name", "kind", "status"], as_json=as_json)
+    keys = Registry(data_dir_of(config, data_dir) / "registry.db").keys(tenant)
+    columns = ["id", "tenant", "name", "kind", "status", "scopes", "plan", "last_used"]
+    show(keys if as_json else [_Row.of(key) for key in keys], columns, as_json=as_json)
 
 
 @app.command("revoke")
@@ -63,13 +101,34 @@ def revoke(key_id: str, config: ConfigOption = None, data_dir: DataDirOption = N
 
 
 @app.command("rotate")
-def rotate(key_id: str, config: ConfigOption = None, data_dir: DataDirOption = None) -> None:
-    """Issue a new key for the same device; the old one stays good until it is revoked."""
+def rotate(
+    key_id: str,
+    overlap_hours: Annotated[
+        float, typer.Option(min=0, help="How long the old secret stays good; 0 after a leak.")
+    ] = 24.0,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Give a key a new secret, and show it once; the old one stays good for the overlap."""
     registry = Registry(data_dir_of(config, data_dir) / "registry.db")
-    old = next((key for key in registry.keys(None) if key.id == key_id), None)
-    if old is None:
-        fail(f"there is no key {key_id}")
-    if old.expires_s is not None and old.expires_s <= clock.unix_s():
-        fail(f"{key_id} has ended, and its successor would with it; add a new key")
-    _, secret = registry.issue_key(old.tenant, old.name, Kind(old.kind), clock.unix_s(), old.expires_s)
-    typer.echo(secret)
+    typer.echo(registry.rotate_key(key_id, clock.unix_s(), overlap_hours * HOUR_S))
+
+
+class _Row(msgspec.Struct, frozen=True):
+    """A key as the table shows it."""
+
+    id: str
+    tenant: str
+    name: str
+    kind: str
+    status: str
+    scopes: str
+    plan: str
+    last_used: str
+
+    @classmethod
+    def of(cls, key: ApiKey) -> _Row:
+        used_s = key.last_used_s
+        used = "" if used_s is None else f"{dt.datetime.fromtimestamp(used_s, dt.UTC):%Y-%m-%d %H:%M}Z"
+        scopes = " ".join(key.scopes)
+        return cls(key.id, key.tenant, key.name, key.kind, key.status, scopes, key.plan, used)

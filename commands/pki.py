@@ -77,5 +77,5 @@ def revoke(certificate: Path, folder: DirOption = DEFAULT_DIR) -> None:
 def crl(folder: DirOption = DEFAULT_DIR) -> None:
     """Write the revocation list anew, good for another 30 days."""
     ca = DevelopmentCa(folder)
-    ca.write_crl(ca.revoked())
+    ca.renew_crl()
     typer.echo(str(ca.crl_path))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 import typer
 
-from ingest.settings import Listener, Plan, Settings, Stream
+from ingest.settings import Listener, Settings, Stream
+from routing.limits.plan import Plan
 
 
 def settings() -> None:

@@ -10,15 +10,15 @@ from typing import Any, Final
 
 from ingest.counters import ConnectRefusal
 from ingest.events import Events
-from ingest.settings import Plan, Settings
+from ingest.settings import Settings
+from routing.limits.plan import Plan, plan_named
 from routing.limits.terms import Policy, Rates, Terms
 from routing.tenancy.certificate import CertificateNames
 from routing.tenancy.identity import Credential, Identity, Kind, Unauthenticated
-from routing.tenancy.registry import DEFAULT_PLAN, Registry, Verdict
+from routing.tenancy.registry import Registry, Verdict
 from runtime import clock
 from runtime.tls.failure import HandshakeFailure
 
-NO_LIMITS: Final = Plan()
 _REFUSALS: Final = {
     Verdict.ADMITTED: None,
     Verdict.NOT_REGISTERED: ConnectRefusal.NOT_REGISTERED,
@@ -63,6 +63,8 @@ class Membership:
         identity = self._registry.identity_of_key(presented, clock.unix_s())
         if identity is None:
             raise Unauthenticated("the API key is not valid")
+        if identity.kind is Kind.CALLER:
+            raise Unauthenticated("the API key is for the API, not for telemetry")
         return identity
 
     def refusal_of(self, identity: Identity) -> ConnectRefusal | None:
@@ -88,8 +90,7 @@ class Membership:
 
     def terms(self, tenant: str) -> Terms:
         """Return what a tenant and its devices may send: its plan, else the default, else no limit."""
-        plans = self._plans
-        return terms_of(plans.get(self._registry.plan_of(tenant)) or plans.get(DEFAULT_PLAN) or NO_LIMITS)
+        return terms_of(plan_named(self._plans, self._registry.plan_of(tenant)))
 
 
 def terms_of(plan: Plan) -> Terms:

@@ -1,22 +1,27 @@
-"""A development certificate authority: ECDSA P-256, one CA, servers, devices, gateways, revocation.
+"""A development certificate authority: ECDSA P-256, one CA, servers, devices, gateways, claims, revocation.
 
 Not for production: its CA key lies unencrypted in a file. Files are written whole (rename), keys with
-mode 0600.
+mode 0600. Who revokes holds `crl.lock`, so that of several processes none loses what another has revoked.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import fcntl
 import ipaddress
 import os
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
 import msgspec
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from runtime import clock
@@ -28,6 +33,10 @@ HOST: Final = re.compile(r"(\*\.)?[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?
 NAME: Final = re.compile(r"[A-Za-z0-9._~-]{1,64}")
 """What a SPIFFE path may hold, a subject is long enough for, and no path of a file means otherwise."""
 NAME_RULE: Final = "1 to 64 of A-Z a-z 0-9 . _ ~ -"
+CURVES: Final = (ec.SECP256R1, ec.SECP384R1)
+RSA_BITS: Final = range(2048, 8193)
+SIGNING_REQUEST_BYTES_MAX: Final = 16_384
+DIGESTS: Final = frozenset({"sha256", "sha384", "sha512"})
 
 
 class PkiError(Exception):
@@ -65,7 +74,7 @@ class DevelopmentCa:
             key = ec.generate_private_key(ec.SECP256R1())
             name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Headworks development CA")])
             certificate = (
-                _builder(name, name, key, CA_DAYS)
+                _builder(name, name, key.public_key(), CA_DAYS)
                 .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
                 .add_extension(_ca_usage(), critical=True)
                 .sign(key, hashes.SHA256())
@@ -102,20 +111,27 @@ class DevelopmentCa:
 
     def device(self, tenant: str, device: str, *, days: int = 365, kind: str = "device") -> Issued:
         """Issue a client certificate for a device or a gateway of a tenant."""
-        for name in (tenant, device):
-            if NAME.fullmatch(name) is None or name in {".", ".."}:
-                raise PkiError(f"{name!r} is not a name for a certificate: {NAME_RULE}")
-        uri = f"spiffe://{TRUST_DOMAIN}/tenant/{tenant}/{kind}/{device}"
-        subject = x509.Name(
-            [
-                x509.NameAttribute(NameOID.ORGANIZATION_NAME, tenant),
-                x509.NameAttribute(NameOID.COMMON_NAME, device),
-            ]
-        )
-        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri)]
+        subject, names = _client(tenant, device, kind, TRUST_DOMAIN)
         return self._issue(
             f"{kind}s/{tenant}/{device}", subject, names, ExtendedKeyUsageOID.CLIENT_AUTH, days
         )
+
+    def sign_request(
+        self,
+        request: x509.CertificateSigningRequest,
+        *,
+        tenant: str,
+        name: str,
+        kind: str,
+        days: int,
+        trust_domain: str = TRUST_DOMAIN,
+    ) -> x509.Certificate:
+        """Issue a client certificate for the key of a request that `signing_request` has checked.
+
+        Of the request only the key is taken: whom it names, and what it asks for, counts for nothing.
+        """
+        subject, names = _client(tenant, name, kind, trust_domain)
+        return self._sign(request.public_key(), subject, names, ExtendedKeyUsageOID.CLIENT_AUTH, days)
 
     def _issue(
         self,
@@ -126,7 +142,22 @@ class DevelopmentCa:
         days: int,
     ) -> Issued:
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = (
+        certificate = self._sign(key.public_key(), subject, names, usage, days)
+        issued = Issued(self.folder / f"{path}.crt", self.folder / f"{path}.key")
+        issued.certificate.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write(issued.key, _pem_key(key), 0o600)
+        _write(issued.certificate, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+        return issued
+
+    def _sign(
+        self,
+        key: CertificatePublicKeyTypes,
+        subject: x509.Name,
+        names: list[x509.GeneralName],
+        usage: x509.ObjectIdentifier,
+        days: int,
+    ) -> x509.Certificate:
+        return (
             _builder(subject, self._certificate.subject, key, days)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
@@ -136,11 +167,6 @@ class DevelopmentCa:
             )
             .sign(self._key, hashes.SHA256())
         )
-        issued = Issued(self.folder / f"{path}.crt", self.folder / f"{path}.key")
-        issued.certificate.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(issued.key, _pem_key(key), 0o600)
-        _write(issued.certificate, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
-        return issued
 
     def revoked(self) -> list[int]:
         """Return the serial numbers on the revocation list."""
@@ -155,8 +181,24 @@ class DevelopmentCa:
             serial = x509.load_pem_x509_certificate(certificate.read_bytes()).serial_number
         except (OSError, ValueError) as error:
             raise PkiError(f"{certificate} is not a certificate: {error}") from error
-        self.write_crl(sorted({*self.revoked(), serial}))
+        self.revoke_serials([serial])
         return serial
+
+    def revoke_serials(self, serials: Iterable[int]) -> None:
+        """Put serial numbers on the revocation list; it is written when this returns."""
+        with self._revoking():
+            self.write_crl(sorted({*self.revoked(), *serials}))
+
+    def renew_crl(self) -> None:
+        """Write the revocation list anew, as it is, good for 30 more days."""
+        self.revoke_serials([])
+
+    @contextlib.contextmanager
+    def _revoking(self) -> Iterator[None]:
+        """Wait until nobody else changes the list; the lock ends with the process that holds it."""
+        with (self.folder / "crl.lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def write_crl(self, serials: list[int]) -> None:
         """Write the revocation list anew, good for 30 days."""
@@ -174,23 +216,72 @@ class DevelopmentCa:
         _write(self.crl_path, crl.public_bytes(serialization.Encoding.PEM), 0o644)
 
 
+def signing_request(content: bytes) -> x509.CertificateSigningRequest:
+    """Return a PEM signing request whose sender holds its key, which is one of those that we take.
+
+    Keys: P-256, P-384, Ed25519, RSA from 2048 bits. Raises `PkiError`.
+    """
+    if len(content) > SIGNING_REQUEST_BYTES_MAX:
+        raise PkiError(f"a signing request has at most {SIGNING_REQUEST_BYTES_MAX} bytes")
+    try:
+        request = x509.load_pem_x509_csr(content)
+        key = request.public_key()
+        digest = request.signature_hash_algorithm
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise PkiError("not a PEM signing request with a key that we know") from error
+    if isinstance(key, rsa.RSAPublicKey):
+        good = key.key_size in RSA_BITS
+    elif isinstance(key, ec.EllipticCurvePublicKey):
+        good = isinstance(key.curve, CURVES)
+    else:
+        good = isinstance(key, ed25519.Ed25519PublicKey)
+    if not good:
+        raise PkiError("the key must be P-256, P-384, Ed25519, or RSA with 2048 to 8192 bits")
+    if digest is not None and digest.name not in DIGESTS:
+        raise PkiError(f"the signing request is signed with {digest.name}; use SHA-256 or better")
+    try:
+        holds = request.is_signature_valid
+    except (ValueError, UnsupportedAlgorithm):
+        holds = False
+    if not holds:
+        raise PkiError("the signing request is not signed with its own key")
+    return request
+
+
+def _client(
+    tenant: str, name: str, kind: str, trust_domain: str
+) -> tuple[x509.Name, list[x509.GeneralName]]:
+    """Return the subject and the alternative names of a client; raises `PkiError`."""
+    for each in (tenant, name):
+        if NAME.fullmatch(each) is None or each in {".", ".."}:
+            raise PkiError(f"{each!r} is not a name for a certificate: {NAME_RULE}")
+    subject = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, tenant),
+            x509.NameAttribute(NameOID.COMMON_NAME, name),
+        ]
+    )
+    uri = f"spiffe://{trust_domain}/tenant/{tenant}/{kind}/{name}"
+    return subject, [x509.UniformResourceIdentifier(uri)]
+
+
 def _now() -> dt.datetime:
     return dt.datetime.fromtimestamp(clock.unix_s(), tz=dt.UTC)
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int
+    subject: x509.Name, issuer: x509.Name, key: CertificatePublicKeyTypes, days: int
 ) -> x509.CertificateBuilder:
     now = _now()
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
-        .public_key(key.public_key())
+        .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(minutes=5))
         .not_valid_after(now + dt.timedelta(days=days))
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from routing.limits.plan import Plan, Rate, check_plan
 from runtime import settings_file
 from runtime.settings_file import Section, Wrong, split_bind
 
@@ -20,8 +21,6 @@ MIB: Final = 1 << 20
 INT_MAX: Final = 1 << 60
 LONG_S: Final = 315_360_000.0
 """Ten years: what is longer is infinity, or a mistake."""
-RATE_MIN: Final = 0.001
-"""Of what is limited at all: less than this is a pause of days for a message."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=INT_MAX)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=INT_MAX)]
@@ -33,7 +32,6 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=LONG_S)]
 Deadline = Annotated[float, msgspec.Meta(ge=0.1, le=LONG_S)]
 """A wait that somebody must be able to meet."""
 Period = Annotated[float, msgspec.Meta(ge=1, le=LONG_S)]
-Rate = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._~-]{1,64}$")]
 StreamName = Annotated[
     str, msgspec.Meta(pattern=r"^[A-Za-z0-9._~:@=-]{1,128}(/[A-Za-z0-9._~:@=-]{1,128}){0,15}$")
@@ -74,7 +72,7 @@ class Tls(Section, frozen=True):
     crl: str = ""
     handshake_deadline_s: Deadline = 15.0
     handshakes_max: Positive = 1000
-    reload_poll_s: Deadline = 1.0
+    reload_poll_s: Deadline = 0.5
 
 
 class Accept(Section, frozen=True):
@@ -155,19 +153,6 @@ class Sink(Section, frozen=True):
     shard_records_per_s: Positive = 1000
 
 
-class Plan(Section, frozen=True):
-    """What tenants on a plan may send; 0 is unlimited. `device_*` hold for each device."""
-
-    messages_per_s: Rate = 0.0
-    bytes_per_s: Rate = 0.0
-    connections_max: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 0
-    device_messages_per_s: Rate = 100.0
-    device_bytes_per_s: Rate = 1_000_000.0
-    device_connections_max: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 10
-    burst_s: Annotated[float, msgspec.Meta(ge=0.001, le=86_400)] = 2.0
-    over_limit: Literal["pause", "refuse", "shed"] = "pause"
-
-
 class Stream(Section, frozen=True):
     """What a stream takes; the rule holds for `name` and everything below it."""
 
@@ -244,9 +229,7 @@ def check(settings: Settings, wrong: Wrong) -> None:
     if settings.sink.kind == "kinesis" and not (settings.sink.stream and settings.sink.region):
         raise wrong("sink.kind", "kinesis needs sink.stream and sink.region")
     for name, plan in settings.limits.items():
-        for field in ("messages_per_s", "bytes_per_s", "device_messages_per_s", "device_bytes_per_s"):
-            if 0 < getattr(plan, field) < RATE_MIN:
-                raise wrong(f"limits.{name}.{field}", f"0 is unlimited; a limit is at least {RATE_MIN}")
+        check_plan(f"limits.{name}", plan, wrong)
     names = [stream.name for stream in settings.streams]
     for position, stream in enumerate(names):
         if stream in names[:position]:

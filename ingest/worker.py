@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import signal
@@ -42,14 +43,16 @@ from protocols.mqtt.reason import ReasonCode
 from routing.limits.allowance import Allowances, forget_worker
 from routing.tenancy.identity import Identity, Unauthenticated
 from routing.tenancy.jwt import JwksError, JwtVerifier
-from routing.tenancy.registry import Registry
+from routing.tenancy.registry import Registry, RegistryError
 from runtime import clock
 from runtime.settings_file import SettingsError
 from runtime.tls.material import TlsFiles, TlsMaterial
 from runtime.tls.store import TlsStore
 
 TICK_S: Final = 1.0
+REGISTRY_POLL_S: Final = 0.5
 LETTERS_TICKS: Final = 10
+KEY_USE_TICKS: Final = 5
 LAG_TICK_S: Final = 0.1
 SETTLE_S: Final = 0.25
 """How long deletions of what is delivered wait for a group to be committed with."""
@@ -310,6 +313,7 @@ class Worker:
                         self._sink.run(),
                         self._shipper.run(self._sink),
                         self._keep_house(),
+                        self._watch_registry(),
                         self._measure_lag(),
                         *([self._watch_certificates(self._tls)] if self._tls is not None else []),
                         *([self._fetch_keys(self._jwt)] if self._jwt is not None else []),
@@ -360,13 +364,14 @@ class Worker:
             due_s = now_s + LAG_TICK_S
 
     async def _keep_house(self) -> None:
-        """Once a second: keep-alives, the registry, replays, and the gauges."""
+        """Once a second: keep-alives, replays, and the gauges."""
         for tick in itertools.count():
             await asyncio.sleep(TICK_S)
             self._hub.turn_wheel(clock.monotonic_s())
             self._http.expire(clock.unix_s())
-            if self._registry.changed():
-                self._registry_changed()
+            if tick % KEY_USE_TICKS == 0:
+                with contextlib.suppress(RegistryError):  # it is for display only
+                    self._registry.flush_use()
             try:
                 oldest_ms = await asyncio.to_thread(self._inspector.oldest_ms)
                 self._spool.note_oldest(oldest_ms)
@@ -377,6 +382,13 @@ class Worker:
             except SpoolError as error:
                 self._events.commit_failed(str(error))
             self._gauge_spool()
+
+    async def _watch_registry(self) -> None:
+        """Notice soon what other processes write: who is suspended is out within a second."""
+        while True:
+            await asyncio.sleep(REGISTRY_POLL_S)
+            if self._registry.changed():
+                self._registry_changed()
 
     def _registry_changed(self) -> None:
         self._allowances.replan()

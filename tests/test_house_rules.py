@@ -10,7 +10,8 @@ import pytest
 
 from ingest import counters
 from ingest.outcome import REFUSALS, Outcome
-from ingest.settings import Listener, Plan, Settings, Stream
+from ingest.settings import Listener, Settings, Stream
+from routing.limits.plan import Plan
 
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]

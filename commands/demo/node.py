@@ -77,7 +77,7 @@ class DevNode:
         self.ports = ports
         self.settings = folder / "headworks.toml"
         self.ca = DevelopmentCa.create(folder / "pki")
-        self.ca.write_crl(self.ca.revoked())
+        self.ca.renew_crl()
         words = ["serve", "--config", str(self.settings)]
         self._gateway = Child("headworks serve", words, folder / "headworks.log")
 

@@ -192,7 +192,8 @@ class Authorizer(Section, frozen=True):
     """How a caller proves who it is.
 
     Keys of a JWKS are read again every `refresh_s`; `url`, `header` and `cache_s` are for `custom`, and
-    `signing_keys_file` is for `sigv4`.
+    `signing_keys_file` is for `sigv4`. `scopes` are what a device with a certificate has. Only with
+    `operators` may a credential be for every tenant, `*`.
     """
 
     kind: Literal["jwt", "api_key", "certificate", "custom", "sigv4"]
@@ -213,6 +214,7 @@ class Authorizer(Section, frozen=True):
     timeout_s: Deadline = 2.0
     cache_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 60.0
     cache_entries_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+    operators: bool = False
 
 
 class Cors(Section, frozen=True):
@@ -306,8 +308,7 @@ def check(routes: Routes, wrong: Wrong) -> None:
         if bool(upstream.certificate) != bool(upstream.key):
             raise wrong(f"upstreams.{name}", "certificate and key go together")
     for name, authorizer in routes.authorizers.items():
-        if authorizer.kind == "sigv4" and not authorizer.signing_keys_file:
-            raise wrong(f"authorizers.{name}", "sigv4 needs signing_keys_file")
+        _check_authorizer(f"authorizers.{name}", authorizer, wrong)
     for name, cors in routes.cors.items():
         if cors.credentials and "*" in cors.origins:
             raise wrong(f"cors.{name}", "credentials and every origin do not go together")
@@ -353,12 +354,26 @@ def _check_socket(key: str, socket: SocketApi, routes: Routes, wrong: Wrong) -> 
         seen.add(entry.key)
 
 
+def _check_authorizer(key: str, authorizer: Authorizer, wrong: Wrong) -> None:
+    if authorizer.kind == "jwt" and bool(authorizer.jwks_file) == bool(authorizer.jwks_url):
+        raise wrong(key, "a jwt authorizer needs jwks_file or jwks_url, and not both")
+    if authorizer.kind == "custom" and not authorizer.url.startswith(("http://", "https://")):
+        raise wrong(f"{key}.url", "a custom authorizer needs an http or https url to ask")
+    if authorizer.kind == "sigv4" and not authorizer.signing_keys_file:
+        raise wrong(key, "sigv4 needs signing_keys_file")
+    _check_scopes(key, authorizer.scopes, wrong)
+
+
 def _check_access(key: str, authorizers: list[str], scopes: list[str], routes: Routes, wrong: Wrong) -> None:
     if not authorizers:
         raise wrong(f"{key}.authorizers", "nobody could call: name authorizers, or say public = true")
     for name in authorizers:
         if name not in routes.authorizers:
             raise wrong(f"{key}.authorizers", f"there is no [authorizers.{name}]")
+    _check_scopes(key, scopes, wrong)
+
+
+def _check_scopes(key: str, scopes: list[str], wrong: Wrong) -> None:
     for scope in scopes:
         if SCOPE.fullmatch(scope) is None:
             raise wrong(f"{key}.scopes", f"{scope!r} is not resource:action")

@@ -10,14 +10,20 @@ from routing.tenancy.identity import Credential, Identity, Kind, Unauthenticated
 from runtime.tls.material import issuer_digest
 
 NAME: Final = r"[A-Za-z0-9._~-]{1,128}"
-SPIFFE: Final = re.compile(rf"spiffe://([A-Za-z0-9.-]{{1,255}})/tenant/({NAME})/(device|gateway)/({NAME})")
+SPIFFE: Final = re.compile(
+    rf"spiffe://([A-Za-z0-9.-]{{1,255}})/tenant/({NAME})/(device|gateway|claim)/({NAME})"
+)
 
 
 class CertificateNames:
-    """Reads identities for one trust domain; an empty one takes every domain."""
+    """Reads identities for one trust domain; an empty one takes every domain.
 
-    def __init__(self, trust_domain: str) -> None:
+    A certificate of a claim, which is good for provisioning only, is refused unless `claims` says otherwise.
+    """
+
+    def __init__(self, trust_domain: str, *, claims: bool = False) -> None:
         self._trust_domain = trust_domain
+        self._claims = claims
 
     def identity(self, certificate: dict[str, Any]) -> Identity:
         """Return the identity of a certificate as `getpeercert` gives it; raises `Unauthenticated`."""
@@ -46,6 +52,8 @@ class CertificateNames:
                 raise Unauthenticated("the certificate's URI is not spiffe://DOMAIN/tenant/T/device/D")
             if self._trust_domain and match[1] != self._trust_domain:
                 raise Unauthenticated("the certificate is of another trust domain")
+            if match[3] == Kind.CLAIM.value and not self._claims:
+                raise Unauthenticated("the certificate is of a claim, which is good for provisioning only")
             return match[2], match[3], match[4]
         subject = {key: value for part in certificate.get("subject", ()) for key, value in part}
         tenant, device = subject.get("organizationName", ""), subject.get("commonName", "")

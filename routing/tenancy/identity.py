@@ -14,6 +14,10 @@ class Kind(enum.Enum):
     """Publishes for itself only."""
     GATEWAY = "gateway"
     """Publishes for every device of its tenant."""
+    CLAIM = "claim"
+    """May ask for a device's first certificate, and publishes nothing."""
+    CALLER = "caller"
+    """A person or a back end, who calls the API and publishes nothing."""
     ANYONE = "anyone"
     """`auth = "topic"`: loopback only, publishes for whomever the topic names."""
 
@@ -27,6 +31,8 @@ class Credential(enum.Enum):
     TOPIC = "topic"
     SIGV4 = "sigv4"
     """The API only: a request signed as AWS has them."""
+    CUSTOM = "custom"
+    """The API only: a service of the operator's was asked."""
 
 
 class Unauthenticated(Exception):
@@ -52,6 +58,6 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         """Return whether telemetry of `tenant`/`device` may come from this identity."""
         if self.kind is Kind.ANYONE:
             return True
-        if tenant != self.tenant:
+        if tenant != self.tenant or self.kind in {Kind.CALLER, Kind.CLAIM}:
             return False
         return self.kind is Kind.GATEWAY or device == self.name

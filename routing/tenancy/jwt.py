@@ -12,7 +12,7 @@ import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import aiohttp
 import jwt
@@ -30,8 +30,8 @@ class JwksError(Exception):
     """A set of keys cannot be read or has no key to use; the text says why, never with what is in it."""
 
 
-class JwtSettings(Protocol):
-    """What `ingest.settings.Jwt` has; `routing` does not know `ingest`."""
+class TokenSettings(Protocol):
+    """What checking a token takes, wherever it is configured: for devices, or for the API."""
 
     @property
     def jwks_file(self) -> str: ...  # noqa: D102
@@ -44,22 +44,47 @@ class JwtSettings(Protocol):
     @property
     def leeway_s(self) -> float: ...  # noqa: D102
     @property
+    def refresh_s(self) -> float: ...  # noqa: D102
+
+
+class JwtSettings(TokenSettings, Protocol):
+    """What `ingest.settings.Jwt` has; `routing` does not know `ingest`."""
+
+    @property
     def tenant_claim(self) -> str: ...  # noqa: D102
     @property
     def device_claim(self) -> str: ...  # noqa: D102
     @property
     def gateway_claim(self) -> str: ...  # noqa: D102
+
+
+class Claims(msgspec.Struct, frozen=True):
+    """What a token says whose signature, issuer, audience and time are right.
+
+    `expires_s` is Unix time in seconds, leeway included.
+    """
+
+    values: dict[str, Any]
+    expires_s: float
+
+    def name(self, claim: str) -> str | None:
+        """Return a claim that is a name, else None."""
+        value = self.values.get(claim)
+        return value if isinstance(value, str) and NAME.fullmatch(value) else None
+
     @property
-    def refresh_s(self) -> float: ...  # noqa: D102
+    def token_id(self) -> str:
+        """The `jti`, or nothing."""
+        return str(self.values.get("jti", ""))
 
 
-class JwtVerifier:
+class TokenVerifier:
     """Checks tokens against the current keys; raises what `refused(text)` returns.
 
     A file is read at once, so that a wrong one is known at the start: raises `JwksError`.
     """
 
-    def __init__(self, settings: JwtSettings, *, refused: Callable[[str], Exception]) -> None:
+    def __init__(self, settings: TokenSettings, *, refused: Callable[[str], Exception]) -> None:
         self._settings = settings
         self._refused = refused
         self._keys: dict[str | None, jwt.PyJWK] = {}
@@ -67,8 +92,13 @@ class JwtVerifier:
         if settings.jwks_file:
             self._keys = keys_of(_read(Path(settings.jwks_file)))
 
-    def identity(self, token: str) -> Identity:
-        """Return whom a token names."""
+    @property
+    def ready(self) -> bool:
+        """Whether there are keys at all: before the first answer of a server there are none."""
+        return bool(self._keys)
+
+    def claims(self, token: str) -> Claims:
+        """Return what a token says, for a reader to make sense of."""
         settings = self._settings
         if not token.isascii():
             raise self._refused("the token is not ASCII")
@@ -90,21 +120,7 @@ class JwtVerifier:
             expires_s = float(claims["exp"]) + settings.leeway_s
         except (jwt.PyJWTError, OverflowError) as error:
             raise self._refused(f"the token is refused: {type(error).__name__}") from error
-        tenant = claims.get(settings.tenant_claim)
-        device, gateway = claims.get(settings.device_claim), claims.get(settings.gateway_claim)
-        name = gateway if device is None else device
-        if not (isinstance(tenant, str) and NAME.fullmatch(tenant)):
-            raise self._refused("the token names no tenant")
-        if not (isinstance(name, str) and NAME.fullmatch(name)):
-            raise self._refused("the token names no device")
-        return Identity(
-            tenant=tenant,
-            name=name,
-            kind=Kind.GATEWAY if device is None else Kind.DEVICE,
-            credential=Credential.JWT,
-            fingerprint=str(claims.get("jti", "")),
-            expires_s=expires_s,
-        )
+        return Claims(claims, expires_s)
 
     async def run(
         self, *, refetch_s: float, deadline_s: float, fetched: Callable[[str | None], None]
@@ -124,13 +140,42 @@ class JwtVerifier:
                 fetched(None)
             await asyncio.sleep(refetch_s)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wanted.wait(), self._settings.refresh_s)
+                # Not wait_for, which in Python 3.11 loses a cancellation that comes as the event is set.
+                async with asyncio.timeout(self._settings.refresh_s):
+                    await self._wanted.wait()
             self._wanted.clear()
 
     async def _content(self, deadline_s: float) -> bytes:
         if self._settings.jwks_url:
             return await _fetch(self._settings.jwks_url, deadline_s)
         return await asyncio.to_thread(_read, Path(self._settings.jwks_file))
+
+
+class JwtVerifier(TokenVerifier):
+    """Reads tokens as the identities of devices and gateways."""
+
+    def __init__(self, settings: JwtSettings, *, refused: Callable[[str], Exception]) -> None:
+        super().__init__(settings, refused=refused)
+        self._names = settings
+
+    def identity(self, token: str) -> Identity:
+        """Return whom a token names."""
+        claims = self.claims(token)
+        is_gateway = claims.values.get(self._names.device_claim) is None
+        tenant = claims.name(self._names.tenant_claim)
+        name = claims.name(self._names.gateway_claim if is_gateway else self._names.device_claim)
+        if tenant is None:
+            raise self._refused("the token names no tenant")
+        if name is None:
+            raise self._refused("the token names no device")
+        return Identity(
+            tenant=tenant,
+            name=name,
+            kind=Kind.GATEWAY if is_gateway else Kind.DEVICE,
+            credential=Credential.JWT,
+            fingerprint=claims.token_id,
+            expires_s=claims.expires_s,
+        )
 
 
 class _Jwk(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

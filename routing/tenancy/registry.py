@@ -1,7 +1,9 @@
 """Tenants, devices and API keys in SQLite; every process of a node opens the one file.
 
 Point look-ups take microseconds and run on the event loop. `changed()` tells cheaply whether another
-process wrote, so that suspensions and new plans are seen within a poll.
+process wrote, so that suspensions and new plans are seen within a poll. When a key was last used stands in
+a file of its own beside, since it changes nothing that anybody must look at: it is written at most once in
+`USE_EVERY_S` for a key, and for many keys at once.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import hmac
+import math
 import secrets
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -18,6 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from routing.tenancy.identity import Credential, Identity, Kind
+from routing.tenancy.principal import SCOPE, SCOPES_MAX
 
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS tenants (
@@ -31,8 +35,23 @@ CREATE TABLE IF NOT EXISTS api_keys (
     id TEXT PRIMARY KEY, hash BLOB NOT NULL, tenant TEXT NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL,
     status TEXT NOT NULL, created_s REAL NOT NULL, expires_s REAL
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS key_use.last_used (id TEXT PRIMARY KEY, last_used_s REAL NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS suspended_devices ON devices (tenant) WHERE status = 'suspended';
 """
+KEY_COLUMNS: Final = {
+    "scopes": "TEXT NOT NULL DEFAULT ''",
+    "plan": "TEXT NOT NULL DEFAULT ''",
+    "previous_hash": "BLOB",
+    "previous_until_s": "REAL",
+}
+"""What keys have had since 0.2, so that an older file lacks it."""
+KEY: Final = (
+    "id, tenant, name, kind, status, created_s, expires_s, scopes, plan, previous_until_s, "
+    "(SELECT last_used_s FROM key_use.last_used AS used WHERE used.id = api_keys.id) AS last_used_s"
+)
+USE_EVERY_S: Final = 60.0
+USED_MAX: Final = 10_000
+"""Keys whose use waits to be written; that of more is not noted until those are."""
 ANYBODY_SUSPENDED: Final = """
 SELECT EXISTS (SELECT 1 FROM tenants WHERE status = 'suspended')
     OR EXISTS (SELECT 1 FROM devices WHERE status = 'suspended')
@@ -78,7 +97,11 @@ class Device(msgspec.Struct, frozen=True):
 
 
 class ApiKey(msgspec.Struct, frozen=True):
-    """An API key without its secret, of which only a hash is kept."""
+    """An API key without its secret, of which only a hash is kept.
+
+    `previous_until_s` is until when the secret before the last rotation is good. `plan` is a usage plan of
+    the key's own, or empty.
+    """
 
     id: str
     tenant: str
@@ -87,6 +110,10 @@ class ApiKey(msgspec.Struct, frozen=True):
     status: str
     created_s: float
     expires_s: float | None
+    scopes: tuple[str, ...] = ()
+    plan: str = ""
+    previous_until_s: float | None = None
+    last_used_s: float | None = None
 
 
 class Registry:
@@ -99,12 +126,32 @@ class Registry:
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             for pragma in ("busy_timeout = 5000", "journal_mode = WAL", "synchronous = FULL"):
                 self._connection.execute(f"PRAGMA {pragma}")
+            self._connection.execute("ATTACH ? AS key_use", (str(use_path(path)),))
+            self._connection.execute("PRAGMA key_use.journal_mode = WAL")
+            self._connection.execute("PRAGMA key_use.synchronous = NORMAL")
             self._connection.executescript(SCHEMA)
+            self._migrate()
         except (OSError, sqlite3.Error) as error:
             raise RegistryError(f"cannot open {path}: {error}") from error
         self._version = self._data_version()
         self._suspends: bool | None = None
         """Whether anybody is suspended; None until somebody asks."""
+        self._used_s: dict[str, float] = {}
+        """When keys were used, as far as that is not written yet."""
+        self._noted_s: dict[str, float] = {}
+        """The use that was written last, as far as this process knows."""
+
+    def _migrate(self) -> None:
+        """Give an older file the columns that keys have by now; several processes may try at once."""
+        connection = self._connection
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            there = {row[1] for row in connection.execute("PRAGMA main.table_info(api_keys)")}
+            for name, kind in KEY_COLUMNS.items():
+                if name not in there:
+                    connection.execute(f"ALTER TABLE api_keys ADD COLUMN {name} {kind}")
+        finally:
+            connection.execute("COMMIT")
 
     def _rows(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         try:
@@ -121,7 +168,7 @@ class Registry:
             raise RegistryError(f"cannot write {self._path}: {error}") from error
 
     def _data_version(self) -> int:
-        return int(self._rows("PRAGMA data_version")[0][0])
+        return int(self._rows("PRAGMA main.data_version")[0][0])
 
     def changed(self) -> bool:
         """Return whether another process has written since the last call."""
@@ -179,6 +226,40 @@ class Registry:
             )
         ]
 
+    def tenant(self, name: str) -> Tenant | None:
+        """Return a tenant, or None."""
+        rows = self._rows("SELECT * FROM tenants WHERE name = ?", (name,))
+        return Tenant(*rows[0]) if rows else None
+
+    def tenants_after(self, name: str, limit: int) -> list[Tenant]:
+        """Return up to `limit` tenants by name, after one."""
+        rows = self._rows("SELECT * FROM tenants WHERE name > ? ORDER BY name LIMIT ?", (name, limit))
+        return [Tenant(*row) for row in rows]
+
+    def device(self, tenant: str, name: str) -> Device | None:
+        """Return a device, or None."""
+        rows = self._rows("SELECT * FROM devices WHERE tenant = ? AND name = ?", (tenant, name))
+        return Device(*rows[0]) if rows else None
+
+    def devices_after(self, tenant: str, name: str, limit: int) -> list[Device]:
+        """Return up to `limit` devices of a tenant by name, after one."""
+        rows = self._rows(
+            "SELECT * FROM devices WHERE tenant = ? AND name > ? ORDER BY name LIMIT ?", (tenant, name, limit)
+        )
+        return [Device(*row) for row in rows]
+
+    def device_count(self, tenant: str) -> int:
+        """Return how many devices a tenant has; this reads them all."""
+        return int(self._rows("SELECT count(*) FROM devices WHERE tenant = ?", (tenant,))[0][0])
+
+    def remove_device(self, tenant: str, name: str) -> bool:
+        """Take a device away, and end its keys; return whether it was there."""
+        self._change(
+            "UPDATE api_keys SET status = 'suspended' WHERE tenant = ? AND name = ? AND kind = 'device'",
+            (tenant, name),
+        )
+        return bool(self._change("DELETE FROM devices WHERE tenant = ? AND name = ?", (tenant, name)))
+
     def set_device_status(self, tenant: str, name: str, status: Status, now_s: float) -> None:
         """Suspend or resume a device; one that was never added is added with that status."""
         self._change(
@@ -215,55 +296,104 @@ class Registry:
     # API keys.
 
     def issue_key(
-        self, tenant: str, name: str, kind: Kind, now_s: float, expires_s: float | None
+        self,
+        tenant: str,
+        name: str,
+        kind: Kind,
+        now_s: float,
+        expires_s: float | None,
+        *,
+        scopes: Iterable[str] = (),
+        plan: str = "",
     ) -> tuple[ApiKey, str]:
         """Make a key; return it with its secret form `hw_<id>_<secret>`, which is not kept."""
         identifier, secret = secrets.token_hex(6), secrets.token_hex(32)
+        granted = tuple(sorted(set(scopes)))
+        if wrong := [scope for scope in granted if SCOPE.fullmatch(scope) is None]:
+            raise RegistryError(f"{wrong[0]!r} is not a scope; one is written resource:action")
+        if len(granted) > SCOPES_MAX:
+            raise RegistryError(f"a key has at most {SCOPES_MAX} scopes")
         self._change(
-            "INSERT INTO api_keys VALUES (?, ?, ?, ?, ?, 'active', ?, ?)",
-            (identifier, _hash(secret), tenant, name, kind.value, now_s, expires_s),
+            "INSERT INTO api_keys (id, hash, tenant, name, kind, status, created_s, expires_s, scopes, plan) "
+            "VALUES (?, ?, ?, ?, ?, 'active', ?, ?, ?, ?)",
+            (identifier, _hash(secret), tenant, name, kind.value, now_s, expires_s, " ".join(granted), plan),
         )
-        key = ApiKey(identifier, tenant, name, kind.value, Status.ACTIVE.value, now_s, expires_s)
+        key = ApiKey(
+            identifier, tenant, name, kind.value, Status.ACTIVE.value, now_s, expires_s, granted, plan
+        )
         return key, f"hw_{identifier}_{secret}"
 
-    def identity_of_key(self, presented: str, now_s: float) -> Identity | None:
-        """Return whom a presented key names, or None when it is wrong, revoked or expired."""
+    def rotate_key(self, identifier: str, now_s: float, overlap_s: float) -> str:
+        """Give a key a new secret, and return it; the one before stays good for `overlap_s`.
+
+        At a second rotation within that time the oldest secret ends at once.
+        """
+        key = self.key(identifier)
+        if key is None:
+            raise RegistryError(f"there is no key {identifier}")
+        if key.status != Status.ACTIVE.value:
+            raise RegistryError(f"{identifier} is revoked; add a new key")
+        if key.expires_s is not None and key.expires_s <= now_s:
+            raise RegistryError(
+                f"{identifier} has ended, and a new secret would not change that; add a new key"
+            )
+        secret = secrets.token_hex(32)
+        self._change(
+            "UPDATE api_keys SET previous_hash = hash, previous_until_s = ?, hash = ? WHERE id = ?",
+            (now_s + overlap_s, _hash(secret), identifier),
+        )
+        return f"hw_{identifier}_{secret}"
+
+    def key_of(self, presented: str, now_s: float) -> ApiKey | None:
+        """Return the key that is presented, or None when it is wrong, revoked or expired.
+
+        Its `expires_s` is then that of the secret that was shown, which after a rotation may be sooner.
+        """
         if not presented.isascii():
             return None
         prefix, _, rest = presented.partition("_")
         identifier, _, secret = rest.partition("_")
-        rows = self._rows(
-            "SELECT hash, tenant, name, kind, status, expires_s FROM api_keys WHERE id = ?", (identifier,)
-        )
-        row = rows[0] if rows else None
-        stored = row[0] if row is not None else bytes(32)
-        right = hmac.compare_digest(stored, _hash(secret))
-        if prefix != "hw" or row is None or not right or row[4] != Status.ACTIVE.value:
+        rows = self._rows(f"SELECT hash, previous_hash, {KEY} FROM api_keys WHERE id = ?", (identifier,))
+        stored, before = (rows[0][0], rows[0][1] or bytes(32)) if rows else (bytes(32), bytes(32))
+        shown = _hash(secret)
+        is_current, is_previous = hmac.compare_digest(stored, shown), hmac.compare_digest(before, shown)
+        if prefix != "hw" or not rows or not (is_current or is_previous):
             return None
-        if row[5] is not None and row[5] <= now_s:
+        key = _key(rows[0][2:])
+        if not is_current:
+            ends = [until for until in (key.previous_until_s, key.expires_s) if until is not None]
+            key = msgspec.structs.replace(key, expires_s=min(ends))
+        if key.status != Status.ACTIVE.value or (key.expires_s is not None and key.expires_s <= now_s):
+            return None
+        self._note_use(identifier, now_s)
+        return key
+
+    def identity_of_key(self, presented: str, now_s: float) -> Identity | None:
+        """Return whom a presented key names, or None when it is wrong, revoked or expired."""
+        key = self.key_of(presented, now_s)
+        if key is None:
             return None
         return Identity(
-            tenant=row[1],
-            name=row[2],
-            kind=Kind(row[3]),
+            tenant=key.tenant,
+            name=key.name,
+            kind=Kind(key.kind),
             credential=Credential.API_KEY,
-            fingerprint=identifier,
-            expires_s=row[5],
+            fingerprint=key.id,
+            expires_s=key.expires_s,
         )
+
+    def key(self, identifier: str) -> ApiKey | None:
+        """Return a key by its id."""
+        rows = self._rows(f"SELECT {KEY} FROM api_keys WHERE id = ?", (identifier,))
+        return _key(rows[0]) if rows else None
 
     def keys(self, tenant: str | None) -> list[ApiKey]:
         """Return the keys of one tenant or of all."""
-        return [
-            ApiKey(*row)
-            for row in self._rows(
-                "SELECT id, tenant, name, kind, status, created_s, expires_s FROM api_keys "
-                "WHERE ?1 IS NULL OR tenant = ?1 ORDER BY tenant, created_s",
-                (tenant,),
-            )
-        ]
+        sql = f"SELECT {KEY} FROM api_keys WHERE ?1 IS NULL OR tenant = ?1 ORDER BY tenant, created_s"
+        return [_key(row) for row in self._rows(sql, (tenant,))]
 
     def revoke_key(self, identifier: str) -> None:
-        """End a key."""
+        """End a key, with every secret of it."""
         if not self._change("UPDATE api_keys SET status = 'suspended' WHERE id = ?", (identifier,)):
             raise RegistryError(f"there is no key {identifier}")
 
@@ -272,9 +402,59 @@ class Registry:
         rows = self._rows("SELECT status FROM api_keys WHERE id = ?", (identifier,))
         return bool(rows) and rows[0][0] == Status.ACTIVE.value
 
+    def _note_use(self, identifier: str, now_s: float) -> None:
+        if now_s - self._noted_s.get(identifier, -math.inf) < USE_EVERY_S:
+            return
+        if identifier in self._used_s or len(self._used_s) < USED_MAX:
+            self._used_s[identifier] = now_s
+
+    def flush_use(self) -> int:
+        """Write when keys were last used; return for how many. Call it every few seconds."""
+        used, self._used_s = self._used_s, {}
+        if not used:
+            return 0
+        if len(self._noted_s) > USED_MAX:
+            self._noted_s.clear()
+        self._noted_s.update(used)
+        try:
+            self._connection.execute("BEGIN")
+            self._connection.executemany(
+                "INSERT INTO key_use.last_used VALUES (?, ?) ON CONFLICT (id) DO UPDATE "
+                "SET last_used_s = max(last_used_s, excluded.last_used_s)",
+                used.items(),
+            )
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise RegistryError(f"cannot write {use_path(self._path)}: {error}") from error
+        return len(used)
+
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
+
+
+def use_path(path: Path) -> Path:
+    """Return where it is written when the keys of a registry were last used."""
+    return path.with_name(f"{path.stem}-use{path.suffix}")
+
+
+def _key(row: Sequence[Any]) -> ApiKey:
+    identifier, tenant, name, kind, status, created_s, expires_s, scopes, plan, until_s, used_s = row
+    return ApiKey(
+        identifier,
+        tenant,
+        name,
+        kind,
+        status,
+        created_s,
+        expires_s,
+        tuple(scopes.split()),
+        plan,
+        until_s,
+        used_s,
+    )
 
 
 def _hash(secret: str) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from commands.cli import main
+from routing.tenancy.audit import AuditLog
 from routing.tenancy.registry import Registry
+from runtime import clock
 from tests.support.gateway import free_port
 
 BAD_NAMES = ["", "no such tenant!", "a/b", "../../../escaped", "#", "+", "é", "x" * 129]
@@ -156,12 +160,58 @@ def test_a_key_that_has_ended_is_not_rotated(tmp_path: Path, headworks: Run) -> 
     where = ("--data-dir", str(tmp_path))
     _, out, _ = headworks("keys", "add", "t", "d", "--days", "1", *where)
     key_id = out.split("_")[1]
-    assert headworks("keys", "rotate", key_id, *where)[0] == 0
+    code, rotated, _ = headworks("keys", "rotate", key_id, *where)
+    assert (code, rotated.split("_")[1]) == (0, key_id)
     registry = Registry(tmp_path / "registry.db")
+    for secret in (out, rotated):
+        assert registry.key_of(secret.strip(), clock.unix_s()) is not None, "both are good for a day"
+    assert headworks("keys", "rotate", key_id, "--overlap-hours", "0", *where)[0] == 0
+    for secret in (out, rotated):
+        assert registry.key_of(secret.strip(), clock.unix_s()) is None
     registry._change("UPDATE api_keys SET expires_s = 1 WHERE id = ?", (key_id,))
     code, _, error = headworks("keys", "rotate", key_id, *where)
     assert code == 1
     assert "has ended" in error
+
+
+def test_a_key_for_the_api_has_scopes_and_a_plan(tmp_path: Path, headworks: Run) -> None:
+    where = ("--data-dir", str(tmp_path))
+    code, out, _ = headworks(
+        "keys", "issue", "*", "jo", "--scopes", "devices:read, telemetry:read", "--plan", "gold", *where
+    )
+    assert code == 0
+    registry = Registry(tmp_path / "registry.db")
+    key = registry.key_of(out.strip(), clock.unix_s())
+    assert key is not None
+    assert (key.tenant, key.kind, key.scopes) == ("*", "caller", ("devices:read", "telemetry:read"))
+    registry.flush_use()
+    assert "gold" in headworks("keys", "list", *where)[1]
+    [listed] = json.loads(headworks("keys", "list", "--json", *where)[1])
+    assert listed["last_used_s"] > 0
+    assert out.split("_")[2].strip() not in json.dumps(listed)
+    code, _, error = headworks("keys", "issue", "t", "jo", "--scopes", "everything", *where)
+    assert code == 1
+    assert "resource:action" in error
+    assert headworks("keys", "issue", "**", "jo", "--scopes", "a:b", *where)[0] == 2
+
+
+def test_an_audit_log_is_verified_against_a_head_that_was_noted(tmp_path: Path, headworks: Run) -> None:
+    where = ("--data-dir", str(tmp_path))
+    assert headworks("audit", "verify", *where)[0] == 1, "there is none"
+    log = AuditLog(tmp_path / "audit.db")
+    for number in range(3):
+        log.append(actor="jo", tenant="t", action="suspend", subject=f"d/{number}", now_s=float(number))
+    code, head, _ = headworks("audit", "verify", *where)
+    assert (code, head.strip()) == (0, ":".join(map(str, log.head())))
+    log.append(actor="jo", tenant="t", action="resume", subject="d/1", now_s=4.0)
+    assert headworks("audit", "verify", "--head", head.strip(), *where)[0] == 0
+    assert headworks("audit", "verify", "--head", "2:00", *where)[0] == 1
+    assert headworks("audit", "verify", "--head", "two", *where)[0] == 2
+    with sqlite3.connect(tmp_path / "audit.db") as connection:
+        connection.execute("UPDATE entries SET actor = 'nobody' WHERE number = 2")
+    connection.close()
+    code, _, error = headworks("audit", "verify", *where)
+    assert (code, error) == (1, "headworks: entry 2 is not as it was written\n")
 
 
 def test_what_a_command_writes_is_for_its_user_alone(tmp_path: Path, headworks: Run) -> None:

@@ -16,7 +16,8 @@ import pytest
 
 from commands.settings import settings as print_settings
 from ingest.app import StartError, check
-from ingest.settings import RATE_MIN, Listener, Plan, Settings, Stream, load
+from ingest.settings import Listener, Settings, Stream, load
+from routing.limits.plan import RATE_MIN, Plan
 from runtime.settings_file import SettingsError
 from tests.end_to_end.test_clients import client_tls
 from tests.support.gateway import Gateway

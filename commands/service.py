@@ -1,0 +1,70 @@
+"""`headworks service`: the small services behind the API gateway, each a process of its own."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+import typer
+
+from commands.common import USAGE, SetOption, fail
+from runtime.logs import make_log
+from runtime.settings_file import SettingsError
+from services import settings
+from services.device import app as device_app
+from services.settings import Settings
+from services.web import openapi, process
+from services.web.operations import Operations
+
+app = typer.Typer(help="The services behind the API gateway.", no_args_is_help=True)
+ConfigOption = Annotated[
+    Path,
+    typer.Option("--config", "-c", help="The services' settings (TOML).", envvar="HEADWORKS_SERVICES_CONFIG"),
+]
+
+
+class Name(enum.Enum):
+    """The services by name."""
+
+    DEVICE = "device"
+
+
+class _Service(msgspec.Struct, frozen=True):
+    """How a service is made, where it listens, and what it does."""
+
+    made: process.Made
+    bind: Callable[[Settings], str]
+    operations: Callable[[], Operations[Any]]
+
+
+SERVICES: Final = {
+    Name.DEVICE: _Service(device_app.made, lambda found: found.device.bind, device_app.operations),
+}
+
+
+@app.command("device")
+def device(config: ConfigOption, overrides: SetOption = None) -> None:
+    """Serve tenants, devices, certificates, groups, shadows and keys until SIGTERM."""
+    _serve(Name.DEVICE, config, overrides)
+
+
+@app.command("openapi")
+def show_openapi(name: Name) -> None:
+    """Print the OpenAPI document of a service."""
+    typer.echo(openapi.encoded(SERVICES[name].operations()).decode(), nl=False)
+
+
+def _serve(name: Name, config: Path, overrides: list[str] | None) -> None:
+    try:
+        found = settings.load(config, overrides or ())
+    except SettingsError as error:
+        fail(str(error), USAGE)
+    service = SERVICES[name]
+    log = make_log(found.log.level, found.log.format)
+    try:
+        process.run(name.value, service.made, found, bind=service.bind(found), log=log)
+    except process.StartError as error:
+        fail(str(error))

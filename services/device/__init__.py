@@ -1,0 +1,1 @@
+"""The device service: tenants, devices, groups, certificates, provisioning, imports, shadows, keys."""

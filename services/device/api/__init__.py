@@ -1,0 +1,1 @@
+"""The operations of the device service: one module a noun, which registers its own."""

@@ -1,0 +1,121 @@
+"""services.toml: what the three services share, and a section for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from runtime import settings_file
+from runtime.settings_file import Section, Wrong, split_bind
+
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=3600)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Days = Annotated[int, msgspec.Meta(ge=1, le=3650)]
+Rate = Annotated[float, msgspec.Meta(gt=0, le=100_000)]
+
+
+class Service(Section, frozen=True):
+    """Where things are, and how a process ends."""
+
+    data_dir: str
+    """Where each service keeps its own database."""
+    registry: str = ""
+    """The registry that the ingestion gateway reads; empty is `data_dir`/registry.db."""
+    passport_key: str = ""
+    """The public key of the API gateway's passports (PEM); empty is `data_dir`/passport.pub."""
+    drain_deadline_s: Seconds = 10.0
+    notice_s: Seconds = 0.0
+
+    @property
+    def registry_path(self) -> Path:
+        """Where the registry is."""
+        return Path(self.registry) if self.registry else Path(self.data_dir) / "registry.db"
+
+    @property
+    def passport_path(self) -> Path:
+        """Where the public key of passports is."""
+        return Path(self.passport_key) if self.passport_key else Path(self.data_dir) / "passport.pub"
+
+
+class Device(Section, frozen=True):
+    """The device service."""
+
+    bind: str = "127.0.0.1:8101"
+    trust_domain: str = "headworks.local"
+    """As `node.trust_domain` of the ingestion gateway."""
+    issuer: Literal["development", "aws"] = "development"
+    ca_dir: str = ""
+    """Folder of the development CA, whose revocation list the ingestion gateway reads."""
+    aws_ca_arn: str = ""
+    aws_region: str = ""
+    aws_endpoint: str = ""
+    aws_signing_algorithm: str = "SHA256WITHECDSA"
+    issuer_deadline_s: Annotated[float, msgspec.Meta(ge=0.1, le=300)] = 15.0
+    certificate_days: Days = 365
+    certificate_days_max: Days = 3650
+    certificates_max: Count = 8
+    """Good certificates of one device."""
+    devices_max: Count = 1_000_000
+    """Devices of one tenant, as are the next three."""
+    groups_max: Count = 1000
+    claims_max: Count = 1000
+    keys_max: Count = 1000
+    claims_per_s: Rate = 10.0
+    wrong_claims_per_s: Rate = 1.0
+    claims_burst: Count = 50
+    shadow_bytes_max: Annotated[int, msgspec.Meta(ge=64, le=65_536)] = 8192
+    shadow_waiters_max: Count = 10_000
+    import_bytes_max: Count = 67_108_864
+    imports_waiting_max: Count = 16
+    imports_kept_max: Count = 100
+    audit_days: Days = 730
+    telemetry: str = ""
+    """The file of the `local` sink, for exports; empty leaves telemetry out of them."""
+
+
+class Data(Section, frozen=True):
+    """The data service."""
+
+    bind: str = "127.0.0.1:8102"
+
+
+class Analytics(Section, frozen=True):
+    """The analytics service."""
+
+    bind: str = "127.0.0.1:8103"
+
+
+class Log(Section, frozen=True):
+    """The log."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"
+
+
+class Settings(Section, frozen=True):
+    """The settings of the services."""
+
+    service: Service
+    device: Device = Device()
+    data: Data = Data()
+    analytics: Analytics = Analytics()
+    log: Log = Log()
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
+    """Read and check services.toml; raises `SettingsError`."""
+    return settings_file.load(path, Settings, check=_check, overrides=overrides)
+
+
+def _check(settings: Settings, wrong: Wrong) -> None:
+    for name in ("device", "data", "analytics"):
+        try:
+            split_bind(getattr(settings, name).bind)
+        except ValueError as error:
+            raise wrong(f"{name}.bind", str(error)) from error
+    device = settings.device
+    if device.issuer == "aws" and not (device.aws_ca_arn and device.aws_region):
+        raise wrong("device.issuer", "aws needs device.aws_ca_arn and device.aws_region")

@@ -1,0 +1,1 @@
+"""What the services behind the API gateway share: operations, passports, documents, pages, the process."""
