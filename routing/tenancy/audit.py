@@ -1,7 +1,8 @@
 """The audit log: who did what to what, each entry sealed with a hash over itself and the entry before.
 
 - An entry that is changed, removed or put in later breaks the chain at its place, and `verify` names it.
-- Somebody who may write the file could make a whole new chain: compare `head` with one that was noted elsewhere.
+- Somebody who may write the file could make a whole new chain: compare `head` with one that was noted
+  elsewhere.
 - Several processes may append to one file. An entry is durable when `append` returns.
 - What is older than the retention goes from the front; the seal before the first entry that is left is kept.
 """
@@ -64,20 +65,24 @@ class AuditLog:
 
     def append(self, *, actor: str, tenant: str, action: str, subject: str, now_s: float) -> Entry:
         """Write an entry; longer fields are cut."""
-        fields = [field[:FIELD_CHARACTERS_MAX] for field in (tenant, actor, action, subject)]
+        cut = FIELD_CHARACTERS_MAX
+        fields = tenant[:cut], actor[:cut], action[:cut], subject[:cut]
         connection = self._connection
         try:
             connection.execute("BEGIN IMMEDIATE")
             number, before = self._last()
             seal = seal_of(before, number + 1, now_s, *fields)
-            values = (number + 1, now_s, *fields, seal)
-            connection.execute(f"INSERT INTO entries ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            entry = Entry(number + 1, now_s, *fields, seal)
+            connection.execute(
+                f"INSERT INTO entries ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                msgspec.structs.astuple(entry),
+            )
             connection.execute("COMMIT")
         except sqlite3.Error as error:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise AuditError(f"cannot write {self._path}: {error}") from error
-        return Entry(*values)
+        return entry
 
     def head(self) -> tuple[int, str]:
         """Return the number and the seal of the last entry, to be noted where nobody can write here."""
@@ -124,7 +129,8 @@ class AuditLog:
         try:
             connection.execute("BEGIN IMMEDIATE")
             rows = connection.execute(
-                "SELECT number, seal FROM entries WHERE at_s < ? AND number < (SELECT max(number) FROM entries) "
+                "SELECT number, seal FROM entries WHERE at_s < ? AND number < (SELECT max(number) "
+                "FROM entries) "
                 "ORDER BY number DESC LIMIT 1",
                 (before_s,),
             ).fetchall()
