@@ -57,7 +57,7 @@ def encoded(operations: Operations[Any]) -> bytes:
 
 
 def _whole(value: Any) -> Any:
-    """Write 1.0 as 1: `Annotated` keeps of two equal types the first, whichever way its limits are written."""
+    """Write 1.0 as 1: of two equal types `Annotated` keeps the first, however its limits are written."""
     if isinstance(value, dict):
         return {key: _whole(inner) for key, inner in value.items()}
     if isinstance(value, list):
