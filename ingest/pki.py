@@ -248,9 +248,7 @@ def signing_request(content: bytes) -> x509.CertificateSigningRequest:
     return request
 
 
-def _client(
-    tenant: str, name: str, kind: str, trust_domain: str
-) -> tuple[x509.Name, list[x509.GeneralName]]:
+def _client(tenant: str, name: str, kind: str, trust_domain: str) -> tuple[x509.Name, list[x509.GeneralName]]:
     """Return the subject and the alternative names of a client; raises `PkiError`."""
     for each in (tenant, name):
         if NAME.fullmatch(each) is None or each in {".", ".."}:

@@ -1,10 +1,10 @@
 """AWS Private CA behind the interface `Issuer`.
 
-The template takes no extension of the request, and subject and names come with the call (API passthrough). What comes
-back is checked all the same: a certificate that names anybody else is not handed out.
+The template takes no extension of the request, and subject and names come with the call (API passthrough).
+What comes back is checked all the same: a certificate that names anybody else is not handed out.
 
-AWS publishes its revocation list itself, up to half an hour later; the ingestion gateway follows the copy that
-`tls.crl` names. Who must be out within a second is suspended as well.
+AWS publishes its revocation list itself, up to half an hour later; the ingestion gateway follows the copy
+that `tls.crl` names. Who must be out within a second is suspended as well.
 """
 
 from __future__ import annotations

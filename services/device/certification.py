@@ -1,4 +1,4 @@
-"""Certificates over their life: issued, replaced, revoked. Writes down what it is about to do, then does it."""
+"""Certificates over their life: issued, replaced, revoked. What is to be done is written first."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Lines of a bulk import, as NDJSON or CSV, to devices. Pure.
 
 - NDJSON: `{"device": "pump-1", "attributes": {"model": "X"}, "groups": ["roof"]}`; only `device` is required.
-- CSV: the first line names the columns: `device`, `groups` (names with `;` between), all others are attributes. A
-  field may be in quotes, but not over several lines. An empty field is an attribute that the device does not have.
+- CSV: the first line names the columns: `device`, `groups` (names with `;` between), all others are
+  attributes. A field may be in quotes, but not over several lines. An empty field is an attribute that the
+  device does not have.
 """
 
 from __future__ import annotations

@@ -136,9 +136,11 @@ class Importer:
                 columns = self._columns(row, file)
                 file.seek(max(row.position, file.tell()))
                 row = msgspec.structs.replace(row, position=file.tell(), status=ImportStatus.RUNNING)
-                while row.status is ImportStatus.RUNNING:
+                while True:
                     row = self._batch(row, columns, file)
                     self._table.put(row)
+                    if row.status is not ImportStatus.RUNNING:
+                        break
                     await asyncio.sleep(0)  # others have a turn
         except (BadLine, OSError) as error:
             reason = str(error) if isinstance(error, BadLine) else "its file cannot be read"

@@ -61,7 +61,7 @@ class Issuer(Protocol):
 
 
 class DevelopmentIssuer:
-    """The development CA. One write of the revocation list at a time, and off the event loop: it may be long."""
+    """The development CA; its revocation list is written off the event loop, one change at a time."""
 
     def __init__(self, ca: DevelopmentCa, *, trust_domain: str) -> None:
         self._ca = ca

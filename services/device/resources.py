@@ -1,6 +1,7 @@
 """What callers see and send: tenants, devices, groups, certificates, shadows, claims, imports, keys.
 
-Limits: names as everywhere; at most `ATTRIBUTES_MAX` attributes of a device, together `ATTRIBUTES_BYTES_MAX` of JSON.
+Limits: names as everywhere; at most `ATTRIBUTES_MAX` attributes of a device, together `ATTRIBUTES_BYTES_MAX`
+of JSON.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class TenantPatch(Body, frozen=True):
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
-    """A device of a tenant; `version` counts the changes of its attributes, and is its ETag."""
+    """A device of a tenant; `version` counts the changes of its attributes."""
 
     device: str
     tenant: str
@@ -100,7 +101,9 @@ class DevicePatch(Body, frozen=True):
     """A merge patch (RFC 7396): an attribute that is null is removed, and all are when `attributes` is."""
 
     attributes: (
-        Annotated[dict[AttributeName, Attribute | None], Meta(max_length=2 * ATTRIBUTES_MAX)] | msgspec.UnsetType | None
+        Annotated[dict[AttributeName, Attribute | None], Meta(max_length=2 * ATTRIBUTES_MAX)]
+        | msgspec.UnsetType
+        | None
     ) = msgspec.UNSET
 
 

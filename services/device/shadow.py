@@ -1,6 +1,7 @@
 """The shadow of a device: how a patch changes it, and what of the desired state the device has not reported.
 
-Pure. Limits: `DEPTH_MAX` levels of objects and lists; the size of a state is the caller's to check, with `size`.
+Pure. Limits: `DEPTH_MAX` levels of objects and lists; the size of a state is the caller's to check, with
+`size`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def merge_patch(target: Any, patch: Any) -> Any:
 def delta(desired: dict[str, Any], reported: dict[str, Any]) -> dict[str, Any]:
     """Return what of `desired` is missing or different in `reported`.
 
-    As a merge patch on `reported` it brings about all that is desired; what is reported and not desired stays.
+    As a merge patch on `reported` it brings about all that is desired; what is reported and not desired
+    stays.
     """
     found = {}
     for key, wanted in desired.items():
@@ -56,16 +58,14 @@ def same(left: Any, right: Any) -> bool:
 def too_deep(value: Any) -> bool:
     """Return whether a value has more than `DEPTH_MAX` levels."""
     level = [value]
-    for _ in range(DEPTH_MAX + 1):
+    for _ in range(DEPTH_MAX):
         level = [
             inner
             for outer in level
             if isinstance(outer, dict | list)
             for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
-        if not level:
-            return False
-    return True
+    return any(isinstance(inner, dict | list) for inner in level)
 
 
 def size(state: dict[str, Any]) -> int:

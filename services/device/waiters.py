@@ -9,7 +9,7 @@ Key = tuple[str, str]
 
 
 class Waiters:
-    """Who waits for which device; at most `waiters_max`, beyond which nobody waits and all are answered at once."""
+    """Who waits for which device; at most `waiters_max` do, and all others are answered at once."""
 
     def __init__(self, waiters_max: int, draining: asyncio.Event) -> None:
         self._waiters_max = waiters_max

@@ -53,7 +53,16 @@ def document(operations: Operations[Any]) -> dict[str, Any]:
 
 def encoded(operations: Operations[Any]) -> bytes:
     """Return the document as it is checked in."""
-    return msgspec.json.format(msgspec.json.encode(document(operations)), indent=2) + b"\n"
+    return msgspec.json.format(msgspec.json.encode(_whole(document(operations))), indent=2) + b"\n"
+
+
+def _whole(value: Any) -> Any:
+    """Write 1.0 as 1: of two equal types `Annotated` keeps the first, however its limits are written."""
+    if isinstance(value, dict):
+        return {key: _whole(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_whole(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _kinds(operations: Operations[Any]) -> list[Any]:

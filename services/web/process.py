@@ -46,6 +46,7 @@ async def _serve(name: str, made: Made, settings: Settings, bind: str, log: Any)
         loop.add_signal_handler(number, ending.set)
     passports = PassportVerifier(settings.service.passport_path, audience=name)
     host, port = split_bind(bind)
+    failure: OSError | None = None
     async with contextlib.AsyncExitStack() as open_:
         app = await open_.enter_async_context(made(settings, passports, draining, log))
         runner = web.AppRunner(
@@ -69,9 +70,11 @@ async def _serve(name: str, made: Made, settings: Settings, bind: str, log: Any)
                 await asyncio.sleep(settings.service.notice_s)
                 polls.cancel()
         except OSError as error:
-            raise StartError(f"cannot listen on {bind}: {error.strerror or error}") from error
+            failure = error
         finally:
             await runner.cleanup()
+    if failure is not None:
+        raise StartError(f"cannot listen on {bind}: {failure.strerror or failure}") from failure
     log.info("service_stopped", service=name)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import enum
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -20,6 +21,8 @@ from aiohttp.test_utils import TestClient, TestServer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from commands.service import SERVICES, Name
+from ingest.pki import DevelopmentCa
 from routing.tenancy.identity import Unauthenticated
 from runtime.logs import make_log
 from services.web import openapi, page
@@ -392,6 +395,7 @@ def test_a_cursor_that_is_none_is_refused(text: str) -> None:
 
 def test_a_service_runs_until_it_is_told_to_end(tmp_path: Path) -> None:
     port = free_port()
+    DevelopmentCa.create(tmp_path / "pki")
     config = tmp_path / "services.toml"
     config.write_text(
         f'[service]\ndata_dir = "{tmp_path}"\n'
@@ -409,6 +413,35 @@ def test_a_service_runs_until_it_is_told_to_end(tmp_path: Path) -> None:
         lines += running.stderr.readlines()
         assert running.wait(20) == 0, lines
     assert "service_stopped" in lines[-1]
+
+
+def test_a_service_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
+    config = tmp_path / "services.toml"
+    command = [sys.executable, "-m", "commands.cli", "service", "device", "--config", str(config)]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        text = f'[service]\ndata_dir = "{tmp_path}"\n[device]\nbind = "127.0.0.1:{port}"\n'
+        for more, why in (("", "device.ca_dir"), (f'ca_dir = "{tmp_path}/pki"\n', "there is no CA")):
+            config.write_text(text + more)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+            assert done.returncode == 1
+            assert why in done.stderr.splitlines()[-1]
+        DevelopmentCa.create(tmp_path / "pki")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        assert done.returncode == 1
+        assert f"cannot listen on 127.0.0.1:{port}" in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", SERVICES, ids=lambda name: name.value)
+def test_the_document_that_is_checked_in_is_current(name: Name) -> None:
+    path = Path(__file__).parents[2] / "services/openapi" / f"{name.value}.json"
+    made = openapi.encoded(SERVICES[name].operations())
+    assert path.read_bytes() == made, (
+        f"run: headworks service openapi {name.value} > services/openapi/{path.name}"
+    )
 
 
 def test_wrong_settings_are_one_line_with_the_place(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ def register(operations: Operations[DeviceService]) -> None:
         name="add-import",
         summary="Import devices from NDJSON or CSV",
         description=(
-            "Answers when the body is on disk; the work goes on after that, through restarts too. Each line brings a "
+            "Answers when the body is on disk; the work goes on after that, through restarts too. "
+            "Each line brings a "
             "device to what it says, so that the same import twice is the same as once."
         ),
         tag="imports",

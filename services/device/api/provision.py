@@ -31,7 +31,8 @@ def register(operations: Operations[DeviceService]) -> None:
         name="provision",
         summary="Issue the first certificate of a device that shows a claim",
         description=(
-            "The claim is a claim certificate, shown to the API gateway in the TLS handshake, or the `token` of the "
+            "The claim is a claim certificate, shown to the API gateway in the TLS handshake, or the "
+            "`token` of the "
             "body. A device that has a certificate is refused: it rotates that."
         ),
         tag="provisioning",

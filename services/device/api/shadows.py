@@ -1,7 +1,7 @@
 """Operations on the shadow of a device.
 
-Callers say what a device should be like (`desired`), the device says what it is like (`reported`), and reads what it has
-to change (`delta`). A device may wait for that: `wait_s` with `If-None-Match`.
+Callers say what a device should be like (`desired`), the device says what it is like (`reported`), and reads
+what it has to change (`delta`). A device may wait for that: `wait_s` with `If-None-Match`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Certificates that the service has had issued, and when each is to be revoked.
 
-To revoke is two steps, so that a crash loses none: what is due is written down first, and counts as revoked only
-when the issuer has said so.
+To revoke is two steps, so that a crash loses none: what is due is written down first, and counts as revoked
+only when the issuer has said so.
 """
 
 from __future__ import annotations

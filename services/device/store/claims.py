@@ -14,7 +14,8 @@ COLUMNS: Final = "id, tenant, hash, devices, into_group, uses_max, uses, created
 class ClaimRow(msgspec.Struct, frozen=True, kw_only=True):
     """A claim of a tenant; `hash` is of its token, None for a claim certificate.
 
-    `devices` is a pattern of names (`*` any characters, `?` one), `into_group` where a new device goes, or empty.
+    `devices` is a pattern of names (`*` any characters, `?` one), `into_group` where a new device goes, or
+    empty.
     """
 
     id: str

@@ -1,6 +1,7 @@
 """The file `device.db`: SQLite in WAL mode; what is answered is on disk (`synchronous = FULL`).
 
-One process of the service owns the file. Statements are point queries or pages, so they run on the event loop.
+One process of the service owns the file. Statements are point queries or pages, so they run on the event
+loop.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is known of a device beside its registration: attributes with a version, its pseudonym, its tombstone."""
+"""What is known of a device beside its registration: attributes, a pseudonym, a tombstone."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ class DetailsTable:
         wanted = msgspec.json.encode(pseudonyms).decode()
         return dict(
             self._database.rows(
-                "SELECT pseudonym, device FROM pseudonyms WHERE pseudonym IN (SELECT value FROM json_each(?))",
+                "SELECT pseudonym, device FROM pseudonyms WHERE pseudonym IN (SELECT value FROM "
+                "json_each(?))",
                 (wanted,),
             )
         )

@@ -9,7 +9,10 @@ import msgspec
 
 from services.device.store.database import Database
 
-COLUMNS: Final = "id, tenant, form, request_key, actor, status, created_s, finished_s, position, lines, done, failed, failures"
+COLUMNS: Final = (
+    "id, tenant, form, request_key, actor, status, created_s, finished_s, position, lines, done, failed, "
+    "failures"
+)
 
 
 class ImportStatus(enum.Enum):
@@ -88,7 +91,8 @@ class ImportTable:
     def page(self, tenant: str, before: str, limit: int) -> list[ImportRow]:
         """Return up to `limit` imports of a tenant, the newest first, before one."""
         return self._rows(
-            "tenant = ?1 AND (?2 = '' OR number < (SELECT number FROM imports WHERE id = ?2 AND tenant = ?1)) "
+            "tenant = ?1 AND (?2 = '' OR number < (SELECT number FROM imports WHERE id = ?2 AND "
+            "tenant = ?1)) "
             "ORDER BY number DESC LIMIT ?3",
             (tenant, before, limit),
         )
@@ -96,7 +100,8 @@ class ImportTable:
     def forget_old(self, tenant: str, kept: int) -> None:
         """Forget all but the last `kept` imports of a tenant that are not open."""
         self._database.change(
-            "DELETE FROM imports WHERE tenant = ?1 AND status NOT IN ('waiting', 'running') AND number NOT IN "
+            "DELETE FROM imports WHERE tenant = ?1 AND status NOT IN ('waiting', 'running') AND "
+            "number NOT IN "
             "(SELECT number FROM imports WHERE tenant = ?1 ORDER BY number DESC LIMIT ?2)",
             (tenant, kept),
         )

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from multidict import CIMultiDict
 
-from routing.gateway.authorizers import AuthorizerDown, Authorizers, Suspended
+from routing.gateway.authorizers import AuthorizerDown, Authorizers, Suspended, _Certificates
 from routing.gateway.routes_file import Authorizer
 from routing.tenancy.certificate import CertificateNames
 from routing.tenancy.identity import Credential, Kind, Unauthenticated
@@ -638,3 +638,13 @@ async def test_a_certificate_of_a_suspended_device_is_refused(tls: Tls) -> None:
     tls.rig.registry.set_device_status("t", "d", Status.SUSPENDED, 1.0)
     assert (await tls.get(subject=("t", "d")))[1].startswith("Suspended")
     assert (await tls.get(subject=("t", "e")))[0] == 200
+
+
+async def test_a_claim_certificate_has_one_scope_whatever_others_have() -> None:
+    names = CertificateNames("example.org", claims=True)
+    way = _Certificates(
+        Authorizer(kind="certificate", scopes=["shadow:write"]), names, set[str]().__contains__, lambda: 0.0
+    )
+    shown = {"subjectAltName": (("URI", "spiffe://example.org/tenant/t/claim/c"),), "serialNumber": "1"}
+    who = await way.principal(shown, make_mocked_request("POST", "/v1/provision"))
+    assert (who.tenant, who.name, who.device, who.scopes) == ("t", "c", "", frozenset({"claims:provision"}))
