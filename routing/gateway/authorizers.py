@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Final, Protocol, assert_never
 
 from aiohttp import web
@@ -18,6 +19,7 @@ from aiohttp import web
 from routing.gateway import routes_file
 from routing.gateway.custom import CustomAuthorizer
 from routing.gateway.refusal import AuthorizerDown, Suspended
+from routing.gateway.signed import SignedRequests
 from routing.tenancy.certificate import CertificateNames
 from routing.tenancy.identity import Credential, Kind, Unauthenticated
 from routing.tenancy.jwt import Claims, TokenVerifier
@@ -33,6 +35,8 @@ FLUSH_USE_POLLS: Final = 10
 """When keys were last used is written with every tenth poll."""
 REFETCH_S: Final = 1.0
 """Keys of a JWKS are never read more often, however many tokens have keys that nobody knows."""
+SIGNED_BODY_BYTES_MAX: Final = 1 << 20
+"""A signature covers the body, which so has to be read before it is known whose it is."""
 CREDENTIAL_CHARACTERS_MAX: Final = 8192
 API_KEY_HEADER: Final = "X-API-Key"
 KEY_PREFIX: Final = "hw_"
@@ -112,6 +116,13 @@ class Authorizers:
                 return _Certificates(settings, self._names, self._is_revoked, self._now_s)
             case "custom":
                 return CustomAuthorizer(settings, now_s=self._now_s)
+            case "sigv4":
+                return SignedRequests(
+                    Path(settings.signing_keys_file),
+                    body_bytes_max=SIGNED_BODY_BYTES_MAX,
+                    unix_s=self._now_s,
+                    reloaded=lambda error: self._keys_fetched(name, error),
+                )
             case _:
                 assert_never(settings.kind)
 

@@ -68,7 +68,8 @@ ca_dir = "{self.node.ca.folder}"
         self.node.wait_until(self._is_up)
 
     def _is_up(self) -> bool:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/healthz", timeout=3) as answer:
+        url = f"{self.url}/healthz"
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=3) as answer:  # noqa: S310
             return bool(answer.status == 200)
         return False
 
