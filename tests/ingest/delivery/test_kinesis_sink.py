@@ -257,14 +257,14 @@ async def test_a_shard_that_refuses_everything_leaves_the_others_their_room() ->
 
 async def test_what_comes_alone_goes_at_once_and_what_comes_together_goes_together() -> None:
     groups, _ = load(groups=40, devices=10)
-    lingering = msgspec.structs.replace(LIMITS, linger_s=0.4, record_bytes_max=100_000)
+    lingering = msgspec.structs.replace(LIMITS, linger_s=2.0, record_bytes_max=100_000)
     async with (
         FaultKinesis(shards=4, faults=Faults()) as kinesis,
         running(kinesis, lingering) as run,
         asyncio.timeout(20),
     ):
         await run.sink.put(groups[0])
-        await run.until(lambda: 1 in run.settled, 0.3)
+        await run.until(lambda: 1 in run.settled, 1.5)
         for group in groups[1:]:
             await run.sink.put(group)
         await run.until(lambda: len(run.settled) == len(groups))
