@@ -10,6 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from commands import (
+    api,
     audit,
     deadletters,
     dev,
@@ -44,6 +45,7 @@ app.command("dev")(dev.dev)
 app.command("query")(query.query)
 app.command("doctor")(doctor.doctor)
 app.command("settings")(settings.settings)
+app.add_typer(api.app, name="api")
 app.add_typer(pki.app, name="pki")
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(devices.app, name="devices")

@@ -336,7 +336,8 @@ def _check_route(key: str, route: Route, routes: Routes, wrong: Wrong) -> None:
     if route.cache is not None and route.method != "GET":
         raise wrong(f"{key}.cache", "only answers to GET are cached")
     document, _, operation = route.operation.partition("#")
-    if route.operation and not (operation and document in routes.documents):
+    internal = routes.upstreams[route.upstream].kind == "internal"
+    if route.operation and not internal and not (operation and document in routes.documents):
         raise wrong(f"{key}.operation", "write document#operationId, with the document in [documents]")
 
 

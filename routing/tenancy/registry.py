@@ -170,6 +170,11 @@ class Registry:
     def _data_version(self) -> int:
         return int(self._rows("PRAGMA main.data_version")[0][0])
 
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return self._path
+
     def changed(self) -> bool:
         """Return whether another process has written since the last call."""
         version = self._data_version()

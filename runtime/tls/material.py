@@ -33,9 +33,13 @@ class TlsFiles(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TlsMaterial(msgspec.Struct, frozen=True, kw_only=True):
-    """A loaded set. `contexts` are by (mutual, protocol); times are Unix seconds."""
+    """A loaded set. `contexts` are by (mutual, protocol); times are Unix seconds.
+
+    `optional` is for HTTP: it asks for a certificate and does without one.
+    """
 
     contexts: dict[tuple[bool, str], ssl.SSLContext]
+    optional: ssl.SSLContext | None
     revoked: frozenset[str]
     not_after_s: float
     crl_next_update_s: float | None
@@ -85,9 +89,13 @@ def load(files: TlsFiles, *, node_secret: bytes, now_s: float) -> TlsMaterial:
     }
     # A session that began without a certificate must not be resumed where one is asked for.
     keys = {mutual: tickets.derive_keys(node_secret, trust + bytes((mutual,))) for mutual in (False, True)}
+    optional = _context(files, mutual=True, protocol="http", optional=True) if files.client_ca else None
+    if optional is not None:
+        tickets.share(optional, tickets.derive_keys(node_secret, trust + b"optional"))
     shared = False not in {tickets.share(context, keys[mutual]) for (mutual, _), context in contexts.items()}
     return TlsMaterial(
         contexts=contexts,
+        optional=optional,
         revoked=revoked,
         not_after_s=not_after_s,
         crl_next_update_s=min(updates) if updates else None,
@@ -96,7 +104,7 @@ def load(files: TlsFiles, *, node_secret: bytes, now_s: float) -> TlsMaterial:
     )
 
 
-def _context(files: TlsFiles, *, mutual: bool, protocol: str) -> ssl.SSLContext:
+def _context(files: TlsFiles, *, mutual: bool, protocol: str, optional: bool = False) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
@@ -111,7 +119,7 @@ def _context(files: TlsFiles, *, mutual: bool, protocol: str) -> ssl.SSLContext:
         ) from error
     if mutual:
         assert files.client_ca is not None
-        context.verify_mode = ssl.CERT_REQUIRED
+        context.verify_mode = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED
         try:
             context.load_verify_locations(files.client_ca)
             if files.crl is not None:

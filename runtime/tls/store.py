@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
+from typing import Literal
 
 from runtime import clock
 from runtime.tls.material import TlsFiles, TlsMaterial, TlsMaterialError, load, signature
@@ -25,6 +26,13 @@ class TlsStore:
     def context(self, *, mutual: bool, protocol: str) -> ssl.SSLContext:
         """Return the context for new connections."""
         return self.current.contexts[mutual, protocol]
+
+    def http(self, kind: Literal["off", "server", "optional", "mutual"]) -> ssl.SSLContext:
+        """Return the context for new connections of HTTP, by what is asked of its clients."""
+        if kind != "optional":
+            return self.current.contexts[kind == "mutual", "http"]
+        assert self.current.optional is not None
+        return self.current.optional
 
     def poll(self, *, force: bool = False) -> None:
         """Reload the set if a file has changed, or if told to."""

@@ -1,0 +1,157 @@
+"""Answers to GET that are given again: bounded by bytes and entries, the least used goes first.
+
+Pure, but for the future that concurrent misses of one key wait for: the first asks the upstream, the others
+get what it got (one flight). What RFC 9111 says may not be kept by a shared cache is not kept: no-store,
+private, no-cache, Set-Cookie, and a Vary on what is not part of the key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+Key = tuple[str, ...]
+NEVER: Final = frozenset({"no-store", "no-cache", "private"})
+ENTRY_OVERHEAD_BYTES: Final = 512
+AGE: Final = re.compile(r"(s-maxage|max-age)\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """An answer as it is given again. `headers` has its ETag; times are of the monotonic clock."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+    etag: str
+    kept_s: float
+    until_s: float
+
+    def cost(self) -> int:
+        """Return the bytes that it counts for."""
+        return (
+            ENTRY_OVERHEAD_BYTES
+            + len(self.body)
+            + sum(len(name) + len(value) for name, value in self.headers)
+        )
+
+
+class Cache:
+    """The answers that are kept, and the keys that are being asked for."""
+
+    def __init__(self, *, bytes_max: int, entries_max: int, entry_bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._entries_max = entries_max
+        self.entry_bytes_max = entry_bytes_max
+        self._kept: OrderedDict[Key, Kept] = OrderedDict()
+        self._flights: dict[Key, asyncio.Future[Kept | None]] = {}
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        """Return how many answers are kept."""
+        return len(self._kept)
+
+    def get(self, key: Key, now_s: float) -> Kept | None:
+        """Return a fresh answer."""
+        kept = self._kept.get(key)
+        if kept is None:
+            return None
+        if now_s >= kept.until_s:
+            self._drop(key)
+            return None
+        self._kept.move_to_end(key)
+        return kept
+
+    def put(self, key: Key, kept: Kept) -> None:
+        """Keep an answer, and let go of the least used ones."""
+        cost = kept.cost()
+        if key in self._kept:
+            self._drop(key)
+        if cost > self._bytes_max or not self._entries_max:
+            return
+        self._kept[key] = kept
+        self.bytes += cost
+        while self.bytes > self._bytes_max or len(self._kept) > self._entries_max:
+            self._drop(next(iter(self._kept)))
+
+    def clear(self) -> None:
+        """Forget all: routes have changed."""
+        self._kept.clear()
+        self.bytes = 0
+
+    def _drop(self, key: Key) -> None:
+        self.bytes -= self._kept.pop(key).cost()
+
+    def flight(self, key: Key) -> asyncio.Future[Kept | None] | None:
+        """Return the future of who asks for a key already, or None: then the caller does, and must `land`."""
+        under_way = self._flights.get(key)
+        if under_way is None:
+            self._flights[key] = asyncio.get_running_loop().create_future()
+        return under_way
+
+    def land(self, key: Key, kept: Kept | None) -> None:
+        """Give those who wait the answer, or None when each has to ask for itself."""
+        flight = self._flights.pop(key, None)
+        if flight is not None and not flight.done():
+            flight.set_result(kept)
+
+
+def key_of(route: str, target: str, owner: str, vary: list[str], headers: Mapping[str, str]) -> Key:
+    """Return the key of a request; `owner` is who alone may be given the answer, or empty for everybody."""
+    return (route, target, owner, *(headers.get(name, "") for name in vary))
+
+
+def may_look(headers: Mapping[str, str]) -> bool:
+    """Return whether a request may be answered from the cache."""
+    control = headers.get("Cache-Control")
+    if control is not None and NEVER & _directives(control).keys():
+        return False
+    return "Range" not in headers
+
+
+def may_store(headers: Mapping[str, str]) -> bool:
+    """Return whether the answer of a request may be kept."""
+    control = headers.get("Cache-Control")
+    return (control is None or "no-store" not in _directives(control)) and "Range" not in headers
+
+
+def lifetime_s(status: int, headers: Mapping[str, str], ttl_s: float, vary: list[str]) -> float:
+    """Return how long an answer may be kept, 0 for not at all."""
+    if status != 200 or "Set-Cookie" in headers:
+        return 0.0
+    depends = {part.strip().lower() for part in headers.get("Vary", "").split(",") if part.strip()}
+    if depends - {name.lower() for name in vary}:
+        return 0.0
+    control = headers.get("Cache-Control")
+    if control is None:
+        return ttl_s
+    if NEVER & _directives(control).keys():
+        return 0.0
+    ages = {name.lower(): int(age) for name, age in AGE.findall(control)}
+    age_s = ages.get("s-maxage", ages.get("max-age"))
+    return ttl_s if age_s is None else min(ttl_s, float(age_s))
+
+
+def etag_of(body: bytes) -> str:
+    """Return a strong validator of a body."""
+    return f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+
+
+def is_unchanged(if_none_match: str | None, etag: str) -> bool:
+    """Return whether the caller has the answer already (weak comparison, RFC 9110 13.1.2)."""
+    if not if_none_match:
+        return False
+    if if_none_match.strip() == "*":
+        return True
+    wanted = etag.removeprefix("W/")
+    return any(tag.strip().removeprefix("W/") == wanted for tag in if_none_match.split(","))
+
+
+def _directives(control: str) -> dict[str, str]:
+    parts = (part.strip().lower().partition("=") for part in control.split(","))
+    return {name.strip(): value for name, _, value in parts}
