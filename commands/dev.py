@@ -19,6 +19,7 @@ from commands.common import JsonOption, fail
 from commands.demo import screen
 from commands.demo.fleet import Device, Tally
 from commands.demo.node import TENANT, DevNode, Ports
+from commands.demo.platform import Platform, PlatformPorts
 from ingest.spool import inspect
 from runtime import clock
 
@@ -69,15 +70,20 @@ class _Run:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._over.set)
         node = DevNode(self._folder, Ports())
+        platform = Platform(node, PlatformPorts())
         issued = node.prepare(self._devices)
         before = inspect.ledger(self._folder)
         try:
             await node.start()
+            platform.prepare()
+            await platform.start()
         except RuntimeError as error:
+            await platform.stop()
             await node.stop()
             fail(str(error).removeprefix("headworks: "))
         if not self._as_json:
-            self._console.print(screen.hints(self._folder, node.ports), highlight=False, soft_wrap=True)
+            hints = screen.hints(self._folder, node.ports) + screen.api_hints(self._folder, platform.ports)
+            self._console.print(hints, highlight=False, soft_wrap=True)
         async with asyncio.TaskGroup() as tasks:
             for name, files in issued.items():
                 device = Device(TENANT, name, files, node.ca.ca_path, self._tally)
@@ -85,7 +91,7 @@ class _Run:
             if self._duration_s:
                 loop.call_later(self._duration_s, self._over.set)
             await self._watch(node)
-        code = await node.stop()
+        codes = [await platform.stop(), await node.stop()]
         right, shown = screen.conservation(self._tally, before, inspect.ledger(self._folder))
         if self._as_json:
             figures = {"sent": self._tally.sent, "acknowledged": self._tally.acknowledged, "conserved": right}
@@ -96,7 +102,7 @@ class _Run:
             paper = Console(record=True, width=100, file=io.StringIO())
             paper.print(*([self._last] if self._last is not None else []), shown, sep="\n")
             paper.save_svg(str(self._picture), title="make run")
-        return 0 if right and code == 0 else 1
+        return 0 if right and not any(codes) else 1
 
     async def _watch(self, node: DevNode) -> None:
         """Show what happens until it is over."""

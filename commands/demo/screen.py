@@ -12,6 +12,7 @@ from rich.table import Table
 
 from commands.demo.fleet import Tally
 from commands.demo.node import TENANT, Ports
+from commands.demo.platform import PlatformPorts
 from ingest.spool.inspect import Entry
 
 
@@ -77,6 +78,15 @@ Publish with a device's certificate:
     --cert {device}.crt --key {device}.key -w 2 -x '{{"id": 1, "stream": "by-hand", "data": {payload}}}'
 Read it back:
   headworks query --config {folder}/headworks.toml --stream by-hand
+"""
+
+
+def api_hints(folder: Path, ports: PlatformPorts) -> str:
+    """Return lines to copy and paste for the API gateway."""
+    return f"""\
+Manage devices through the API gateway, and read its documentation at https://localhost:{ports.api}/v1/docs:
+  curl --cacert {folder}/pki/ca.crt -H "X-API-Key: $(cat {folder}/demo.key)" \\
+    https://localhost:{ports.api}/v1/tenants/{TENANT}/devices
 """
 
 
