@@ -84,7 +84,7 @@ def rules(written: HeaderRules) -> Rules | None:
 def passed_on(headers: Mapping[str, str]) -> CIMultiDict[str]:
     """Return a caller's headers without what ends here.
 
-    Hot: guarded by bench/test_gateway.py::test_headers.
+   
     """
     dropped: frozenset[str] = NOT_PASSED_ON
     if "Connection" in headers:

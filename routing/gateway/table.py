@@ -103,7 +103,7 @@ class Table:
     def match(self, method: str, path: str, headers: Mapping[str, str]) -> Found:
         """Return the route of a request whose `path` is as it was sent, without its query.
 
-        Raises `BadPath`. Hot: guarded by bench/test_gateway.py::test_match.
+        Raises `BadPath`.
         """
         segments = split(path)
         allow: set[str] = set()
