@@ -82,10 +82,7 @@ def rules(written: HeaderRules) -> Rules | None:
 
 
 def passed_on(headers: Mapping[str, str]) -> CIMultiDict[str]:
-    """Return a caller's headers without what ends here.
-
-   
-    """
+    """Return a caller's headers without what ends here."""
     dropped: frozenset[str] = NOT_PASSED_ON
     if "Connection" in headers:
         dropped |= _named(headers["Connection"])
