@@ -216,12 +216,13 @@ class App:
             connections_max=settings.connections_max,
             header_bytes_max=settings.header_bytes_max,
             headers_max=settings.headers_max,
+            head_deadline_s=settings.head_deadline_s,
             keep_alive_s=settings.keep_alive_s,
             write_deadline_s=settings.write_deadline_s,
             handshake_deadline_s=tls.handshake_deadline_s,
             handshakes_max=tls.handshakes_max,
             failed=self._failed,
-            unparsed=lambda _, slug: self._metrics.refused(slug),
+            unparsed=self._metrics.refused,
             turned_away=self._metrics.turned_away,
         )
 

@@ -2,7 +2,7 @@
 
 A driver. TLS contexts are asked for with each connection, so that new certificates and revocation lists hold
 from the next one on. A peer that does not read is cut off after `write_deadline_s`; one that sends no whole
-head within `keep_alive_s` too.
+head within `head_deadline_s` of connecting, or within `keep_alive_s` of its last answer, too.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from typing import Any, Final, cast
 
 import aiofastnet
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.http import HttpVersion11
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
+from routing.gateway.malformed import named
 from runtime.problem import problem
 
 SHUTDOWN_DEADLINE_S: Final = 2.0
@@ -28,15 +31,18 @@ LINGER_S: Final = 1.0
 ACCEPTED_AT_ONCE_MAX: Final = 64
 WAIT_S: Final = 0.05
 OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-TEXT_MAX: Final = 200
 
 Answering = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class SlowHead(Exception):
+    """The first head of a connection was not complete in time."""
 
 
 class Connection(RequestHandler):
     """One connection of the public listener."""
 
-    __slots__ = ("_unread", "door", "peer", "secure", "wire")
+    __slots__ = ("_first", "_heard", "_unread", "door", "peer", "secure", "wire")
 
     def __init__(self, server: Server, **options: Any) -> None:
         super().__init__(server, loop=server.loop, **options)
@@ -45,19 +51,34 @@ class Connection(RequestHandler):
         self.secure = False
         self.wire: asyncio.Transport | None = None
         self._unread: asyncio.TimerHandle | None = None
+        self._first: asyncio.TimerHandle | None = None
+        self._heard = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Remember who is at the other end."""
+        """Remember who is at the other end, and give it a deadline to say what it wants."""
         super().connection_made(transport)
         self.wire = cast("asyncio.Transport", transport)  # uvloop's and aiofastnet's are not subclasses
         name = transport.get_extra_info("peername")
         self.peer = str(name[0]) if name else ""
         self.secure = transport.get_extra_info("ssl_object") is not None
+        self._first = self._loop.call_later(self.door.head_deadline_s, self._head_is_late)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the peer says; a body that cannot be parsed ends at once for who reads it."""
+        self._heard = True
+        super().data_received(data)
+        if self._messages and self._current_request is not None:
+            last, _ = self._messages[-1]
+            content = self._current_request.content
+            if isinstance(last, _ErrInfo) and not content.is_eof():
+                content.set_exception(last.exc)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Forget the deadline of a peer that is gone."""
+        """Forget the deadlines of a peer that is gone."""
         super().connection_lost(exc)
         self.wire = None
+        if self._first is not None:
+            self._first.cancel()
         self.resume_writing_deadline()
 
     def pause_writing(self) -> None:
@@ -90,17 +111,31 @@ class Connection(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what aiohttp itself refuses: a bad line, smuggled lengths, a head that is too large."""
-        del request
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             self.door.failed(exc or RuntimeError("no cause was given"))
-            text = "an error that should not be possible; it was logged"
+            slug, text = "internal-error", "an error that should not be possible; it was logged"
+        elif isinstance(exc, SlowHead):
+            status, slug, text = 408, "slow-head", "the head of the request took too long"
         else:
-            text = (message or "the request is not HTTP").partition("\n")[0][:TEXT_MAX]
-        slug = HTTPStatus(status).phrase.lower().replace(" ", "-")
+            status, slug, text = named(exc, message or "")
+        if request.method == "UNKNOWN":
+            request._version = HttpVersion11  # which aiohttp does not know of what it could not parse
         response = problem(status, slug, text, headers={"Server": "headworks"})
-        self.door.unparsed(status, slug)
+        self.door.unparsed(slug)
         response.force_close()
         return response
+
+    def _head_is_late(self) -> None:
+        """Refuse a client that has begun a head and not ended it; one that said nothing is let go of."""
+        self._first = None
+        if self._request_count or self.wire is None:
+            return
+        if not self._heard:
+            self.wire.close()
+            return
+        self._messages.append((_ErrInfo(408, SlowHead(), ""), EMPTY_PAYLOAD))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class Server(web.Server):
@@ -128,14 +163,16 @@ class Door:
         connections_max: int,
         header_bytes_max: int,
         headers_max: int,
+        head_deadline_s: float,
         keep_alive_s: float,
         write_deadline_s: float,
         handshake_deadline_s: float,
         handshakes_max: int,
         failed: Callable[[BaseException], None],
-        unparsed: Callable[[int, str], None],
+        unparsed: Callable[[str], None],
         turned_away: Callable[[str], None],
     ) -> None:
+        self.head_deadline_s = head_deadline_s
         self.write_deadline_s = write_deadline_s
         self.failed = failed
         self.unparsed = unparsed

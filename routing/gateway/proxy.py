@@ -20,7 +20,7 @@ from multidict import CIMultiDict, MultiMapping
 
 from routing.gateway import body as bodies
 from routing.gateway import cache as caching
-from routing.gateway import cors, handshake
+from routing.gateway import cors, handshake, head
 from routing.gateway.access import Denied
 from routing.gateway.cache import Cache, Kept
 from routing.gateway.door import Connection
@@ -184,8 +184,8 @@ class Gateway:
 
     async def _answer(self, exchange: Exchange) -> web.StreamResponse:
         request = exchange.request
-        _check_head(request, self._header_bytes_max)
-        exchange.path, _, exchange.query = _target(request).partition("?")
+        head.check(request, self._header_bytes_max)
+        exchange.path, _, exchange.query = head.target(request).partition("?")
         if (socket := self._sockets(exchange.path)) is not None:
             return await socket(exchange)
         prepared = self._route(exchange)
@@ -441,31 +441,6 @@ class Gateway:
             exchange.refused = "upstream-broke-off" if isinstance(error, UpstreamError) else "client-gone"
             cast("Connection", exchange.request.protocol).abort()
         return response
-
-
-def _check_head(request: web.BaseRequest, bytes_max: int) -> None:
-    """Refuse a head that is too large as a whole, or says two things at once; raises `Refused`."""
-    raw = request._message.raw_headers  # `raw_headers` is the same behind a property
-    size = 0
-    for name, value in raw:
-        size += len(name) + len(value)
-    if size > bytes_max:
-        raise Refused(431, "headers-too-large", f"the headers have more than {bytes_max} bytes", close=True)
-    if len(request.headers.getall("Host", ())) > 1:
-        raise Refused(400, "two-hosts", "more than one Host", close=True)
-
-
-def _target(request: web.BaseRequest) -> str:
-    """Return path and query as they were sent (RFC 9112 3.2)."""
-    target = request._message.path  # as it was sent
-    if not target.startswith("/"):
-        if not target.startswith(("http://", "https://")):
-            raise Refused(400, "bad-target", "the request target is neither a path nor a URL")
-        _, _, rest = target.partition("://")
-        target = f"/{rest.partition('/')[2]}"
-    if not target.isascii() or "#" in target:
-        raise Refused(400, "bad-target", "the request target has characters that must be percent-encoded")
-    return target
 
 
 def _without_version(headers: Mapping[str, str]) -> Mapping[str, str]:

@@ -40,6 +40,7 @@ class Api(Section, frozen=True):
     backlog: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1024
     header_bytes_max: Annotated[int, msgspec.Meta(ge=1024, le=MIB)] = 16_384
     headers_max: Annotated[int, msgspec.Meta(ge=8, le=1024)] = 64
+    head_deadline_s: Deadline = 15.0
     body_deadline_s: Deadline = 30.0
     write_deadline_s: Deadline = 30.0
     keep_alive_s: Deadline = 75.0
