@@ -69,6 +69,10 @@ class Group:
             self._renew(now_s)
         return self._policy.choose(key, avoid, random)
 
+    def uses(self, host: Host) -> bool:
+        """Return whether `host` is among those that new requests go to."""
+        return host in self._eligible
+
     def served(self, host: Host, now_s: float) -> None:
         """Hear that `host` answered."""
         ejection.succeeded(host.record, self._terms.ejection, now_s)

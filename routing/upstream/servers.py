@@ -184,7 +184,9 @@ class Servers:
             self._breaker.succeeded()
             self._group.served(host, now_s)
             return
-        self._breaker.failed(now_s)
+        # Who is left out already says nothing new of the others: what it had under way fails all at once.
+        if self._group.uses(host) or self._breaker.state is State.HALF_OPEN:
+            self._breaker.failed(now_s)
         if self._group.failed(host, now_s):
             self._events.ejected(self._name, host.address, host.record.until_s - now_s)
 
