@@ -76,6 +76,26 @@ class Device(Section, frozen=True):
     """The file of the `local` sink, for exports; empty leaves telemetry out of them."""
 
 
+class Feed(Section, frozen=True):
+    """The stream that the data and the analytics service consume, each with checkpoints of its own."""
+
+    source: Literal["local", "kinesis"] = "local"
+    file: str = ""
+    """The file of the sink `local`: `local.db` in the `data_dir` of the ingestion gateway."""
+    stream: str = ""
+    region: str = ""
+    endpoint: str = ""
+    """Only for a double of Kinesis."""
+    poll_s: Annotated[float, msgspec.Meta(ge=0.2, le=60)] = 0.25
+    """How often to look for records; Kinesis takes five reads a second of a shard, of all its consumers."""
+    records_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1000
+    """At most so many records of the stream at once, of Kinesis before they are de-aggregated."""
+    duplicates_window: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 200_000
+    """The ids of so many records are known, to drop what comes twice."""
+    deadline_s: Annotated[float, msgspec.Meta(ge=0.1, le=60)] = 10.0
+    """Of a call to Kinesis."""
+
+
 class Data(Section, frozen=True):
     """The data service."""
 
@@ -100,6 +120,7 @@ class Settings(Section, frozen=True):
 
     service: Service
     device: Device = Device()
+    feed: Feed = Feed()
     data: Data = Data()
     analytics: Analytics = Analytics()
     log: Log = Log()
@@ -119,3 +140,6 @@ def _check(settings: Settings, wrong: Wrong) -> None:
     device = settings.device
     if device.issuer == "aws" and not (device.aws_ca_arn and device.aws_region):
         raise wrong("device.issuer", "aws needs device.aws_ca_arn and device.aws_region")
+    feed = settings.feed
+    if feed.source == "kinesis" and not (feed.stream and feed.region):
+        raise wrong("feed.source", "kinesis needs feed.stream and feed.region")

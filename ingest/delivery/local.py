@@ -39,8 +39,14 @@ CREATE TABLE IF NOT EXISTS telemetry (
     payload TEXT NOT NULL            -- JSON; base64 text for raw streams
 );
 CREATE INDEX IF NOT EXISTS telemetry_by_stream ON telemetry (tenant, device, stream, received_at_ms);
+CREATE TABLE IF NOT EXISTS epoch (number INTEGER NOT NULL);  -- of this file: who follows it by rowid knows it
+INSERT INTO epoch SELECT abs(random() >> 1) WHERE NOT EXISTS (SELECT 1 FROM epoch);
 """
-OLDEST: Final = "DELETE FROM telemetry WHERE rowid IN (SELECT rowid FROM telemetry ORDER BY rowid LIMIT ?)"
+OLDEST: Final = (
+    "DELETE FROM telemetry WHERE rowid IN (SELECT rowid FROM telemetry "
+    "WHERE rowid < (SELECT max(rowid) FROM telemetry) ORDER BY rowid LIMIT ?)"
+)
+"""Never the newest: its rowid is not to be given to another record."""
 EXPIRED_AT_ONCE: Final = 256
 EXPIRED_A_RECORD: Final = 4
 """So many old records go for each new one at most: a limit that was lowered is reached step by step."""

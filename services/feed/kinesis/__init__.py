@@ -1,0 +1,1 @@
+"""A feed out of Amazon Kinesis."""
