@@ -1,0 +1,1 @@
+"""What the analytics service keeps, in SQLite."""
