@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Final, Protocol
 
 import msgspec
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDict, MultiMapping
 
 from routing.gateway.routes_file import Retries
 
@@ -77,6 +77,9 @@ class UpstreamError(Exception):
 class Body(Protocol):
     """The body of an answer, read once."""
 
+    def whole(self) -> bytes | None:
+        """Return all of the body when it is here already."""
+
     def chunks(self) -> AsyncIterator[bytes]:
         """Yield what is left of the body as it comes; raises `UpstreamError` when it breaks off."""
 
@@ -89,7 +92,7 @@ class Answer:
 
     __slots__ = ("_body", "attempts", "endpoint", "headers", "status")
 
-    def __init__(self, *, status: int, headers: CIMultiDictProxy[str], endpoint: str, body: Body) -> None:
+    def __init__(self, *, status: int, headers: MultiMapping[str], endpoint: str, body: Body) -> None:
         self.status = status
         self.headers = headers
         self.endpoint = endpoint
@@ -98,6 +101,9 @@ class Answer:
 
     async def read(self, bytes_max: int) -> bytes:
         """Return the whole body; raises `UpstreamError` when it breaks off or is longer than `bytes_max`."""
+        whole = self._body.whole()
+        if whole is not None and len(whole) <= bytes_max:
+            return whole
         parts: list[bytes] = []
         size = 0
         async for chunk in self._body.chunks():
@@ -121,6 +127,10 @@ class WholeBody:
 
     def __init__(self, body: bytes) -> None:
         self._body = body
+
+    def whole(self) -> bytes:
+        """Return it."""
+        return self._body
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield it."""

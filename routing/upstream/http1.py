@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Final, cast
 
 import httptools
@@ -28,6 +28,7 @@ BUFFER_BYTES_MAX: Final = 262_144
 JOINED_BYTES_MAX: Final = 65_536
 """A body up to this is sent with its head in one call."""
 INFORMATIONAL: Final = range(100, 200)
+OURS: Final = frozenset({"host", "content-length", "transfer-encoding"})
 
 
 class Http1Error(Exception):
@@ -72,28 +73,30 @@ class Response:
         parts = self._parts
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the body as it comes; raises `Broken` or `BadAnswer` when it does not come whole."""
-        while True:
-            while self._parts:
-                part = self._parts.popleft()
-                self._waiting -= len(part)
-                if self._connection is not None and self._waiting < BUFFER_BYTES_MAX:
-                    self._connection.resume()
-                yield part
+    async def part(self) -> bytes:
+        """Return what has come of the body since the last part, or b"" at its end.
+
+        Raises `Broken` or `BadAnswer` when it does not come whole, after what came of it.
+        """
+        while not self._parts:
             if self._error is not None:
                 raise self._error
             if self.complete:
-                return
+                return b""
             self._arrived = asyncio.get_running_loop().create_future()
             await self._arrived
+        part = self._parts.popleft()
+        self._waiting -= len(part)
+        if self._connection is not None and self._waiting < BUFFER_BYTES_MAX:
+            self._connection.resume()
+        return part
 
     async def read(self, bytes_max: int) -> bytes:
         """Return the whole body; raises `BadAnswer` when it is larger than that."""
         whole = self.whole()
         if whole is None:
             parts, size = [], 0
-            async for part in self.chunks():
+            while part := await self.part():
                 parts.append(part)
                 size += len(part)
                 if size > bytes_max:
@@ -247,7 +250,7 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; trailers come here too, and are passed over."""
         if self._response is None:
-            self._headers.append((name.decode("latin-1"), value.decode("latin-1")))
+            self._headers.append((_text(name), _text(value)))
 
     def on_headers_complete(self) -> None:
         """Take the end of a head."""
@@ -294,6 +297,14 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
 
+def _text(octets: bytes) -> str:
+    """Return UTF-8 as it is meant, and anything else as ISO-8859-1, as it once was (RFC 9110, 5.5)."""
+    try:
+        return octets.decode()
+    except UnicodeDecodeError:
+        return octets.decode("iso-8859-1")
+
+
 def _keeps(headers: CIMultiDict[str]) -> bool:
     """Return whether a server keeps a connection: HTTP/1.1 does unless it says otherwise (RFC 9112, 9.3)."""
     return "close" not in headers.get("Connection", "").lower()
@@ -328,22 +339,40 @@ class Pool:
         self._closed = False
 
     async def exchange(
-        self, head: bytes, body: bytes, *, idempotent: bool, bodiless: bool = False
+        self,
+        head: bytes,
+        body: bytes,
+        *,
+        idempotent: bool,
+        bodiless: bool = False,
+        connect_s: float,
+        timeout_s: float,
     ) -> Response:
-        """Send a request and return its answer when its head is here; raises `Http1Error`.
+        """Send a request and return its answer when its head is here, within `timeout_s`.
 
         What is idempotent is sent once more, on a new connection, when a kept one turns out to have ended.
+        Raises `Http1Error`, and `TimeoutError` when it was sent and there is no answer.
         """
-        connection = await self._connection(fresh=False)
+        sent = False
         try:
-            return await connection.exchange(head, body, bodiless=bodiless)
-        except Stale:
-            if not idempotent:
+            async with asyncio.timeout(timeout_s):
+                connection = await self._connection(connect_s, fresh=False)
+                sent = True
+                try:
+                    return await connection.exchange(head, body, bodiless=bodiless)
+                except Stale:
+                    if not idempotent:
+                        raise
+                sent = False
+                connection = await self._connection(connect_s, fresh=True)
+                sent = True
+                return await connection.exchange(head, body, bodiless=bodiless)
+        except TimeoutError as error:
+            if sent:
                 raise
-        connection = await self._connection(fresh=True)
-        return await connection.exchange(head, body, bodiless=bodiless)
+            raise NotSent(f"no connection in {timeout_s:.3g} s") from error
 
-    async def _connection(self, *, fresh: bool) -> Connection:
+    async def _connection(self, connect_s: float, *, fresh: bool) -> Connection:
         loop = asyncio.get_running_loop()
         while True:
             while self._idle and not fresh:
@@ -354,7 +383,7 @@ class Pool:
             if fresh and len(self._open) + self._opening >= self._connections_max and self._idle:
                 self._idle.popleft().abort()
             if len(self._open) + self._opening < self._connections_max:
-                return await self._opened()
+                return await self._opened(connect_s)
             turn: asyncio.Future[None] = loop.create_future()
             self._waiting.append(turn)
             try:
@@ -364,23 +393,22 @@ class Pool:
                     self._next()
                 raise
 
-    async def _opened(self) -> Connection:
+    async def _opened(self, connect_s: float) -> Connection:
         loop = asyncio.get_running_loop()
         host, port = self._address
         self._opening += 1
         try:
-            _, connection = await loop.create_connection(
-                lambda: Connection(free=self._freed, left=self._ended),
-                host,
-                port,
-                ssl=self._tls,
-                server_hostname=self._server_name if self._tls is not None else None,
-            )
-        except (OSError, ssl.SSLError) as error:
+            async with asyncio.timeout(connect_s):
+                _, connection = await loop.create_connection(
+                    lambda: Connection(free=self._freed, left=self._ended),
+                    host,
+                    port,
+                    ssl=self._tls,
+                    server_hostname=self._server_name if self._tls is not None else None,
+                )
+        except OSError as error:  # which TimeoutError and ssl.SSLError are too
             self._next()
-            raise NotSent(
-                f"cannot connect: {getattr(error, 'strerror', None) or type(error).__name__}"
-            ) from error
+            raise NotSent(f"cannot connect: {error.strerror or type(error).__name__}") from error
         except asyncio.CancelledError:
             self._next()
             raise
@@ -419,15 +447,21 @@ class Pool:
         while self._idle:
             self._idle.pop().abort()
 
+    def abort(self) -> None:
+        """End all of it now."""
+        self.close()
+        for connection in tuple(self._open):
+            connection.abort()
+
 
 def head_of(method: str, target: str, host: str, headers: Iterable[tuple[str, str]], body: bytes) -> bytes:
     """Return the head of a request, framed for its body; raises `ValueError` for what would break a line.
 
-    Content-Length and Host among `headers` are passed over: they are ours.
+    Host, Content-Length and Transfer-Encoding among `headers` are passed over: they are ours.
     """
     lines = [f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n"]
     for name, value in headers:
-        if name.lower() not in {"host", "content-length"}:
+        if name.lower() not in OURS:
             lines.append(f"{name}: {value}\r\n")
     if body or method in {"POST", "PUT", "PATCH"}:
         lines.append(f"Content-Length: {len(body)}\r\n")

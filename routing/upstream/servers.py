@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import ssl
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
-import aiohttp
-from aiohttp.hdrs import CONTENT_LENGTH, TRANSFER_ENCODING
-from yarl import URL
-
 from routing.balancing.group import Group
 from routing.balancing.host import Host
 from routing.balancing.policy import Random
-from routing.discovery.source import Found
+from routing.discovery.source import Found, split_address
 from routing.gateway.routes_file import Endpoint, Health, Upstream
 from routing.resilience.breaker import State
+from routing.upstream import http1
 from routing.upstream.attempts import Attempts
 from routing.upstream.call import Answer, Call, Reason, UpstreamError
 from routing.upstream.events import UpstreamEvents
@@ -31,12 +27,10 @@ from runtime import clock
 
 FAILURES: Final = frozenset({502, 503, 504})
 """Answers that say of the server, not of the request, that it failed. 500 may be the request's doing."""
-KEEPALIVE_S: Final = 15.0
-NAMES_KEPT_S: Final = 10
-"""How long the addresses of a host name in an endpoint are kept."""
-NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_read=None, sock_connect=None)
-LEFT_TO_US: Final = frozenset({"Accept", "Accept-Encoding", "Content-Type", "User-Agent"})
-"""Headers that aiohttp would add of its own accord."""
+IDLE_S: Final = 15.0
+"""How long a connection that nobody uses is kept."""
+CHECKER: Final = (("User-Agent", "headworks-check"),)
+CHECK_BYTES_MAX: Final = 65_536
 
 
 class Servers:
@@ -63,8 +57,8 @@ class Servers:
         self._attempts = Attempts(
             name, self._attempt, budget=budget_of(terms, now_s), events=events, random=random
         )
-        self._session: aiohttp.ClientSession | None = None
-        self._scheme = "https" if terms.tls else "http"
+        self._pools: dict[str, http1.Pool] = {}
+        self._left: list[http1.Pool] = []
         self._server_name = _server_name(terms)
         self._known = asyncio.Event()
         self._joined = asyncio.Event()
@@ -75,6 +69,11 @@ class Servers:
         self._revision = found.revision
         self._known.set()
         joined, left = self._group.replace(found.endpoints, clock.monotonic_s())
+        self._left = [pool for pool in self._left if pool.open]
+        for host in left:
+            if (pool := self._pools.pop(host.address, None)) is not None:
+                pool.close()
+                self._left.append(pool)
         if joined or left:
             self._joined.set()
             self._events.endpoints_changed(
@@ -152,31 +151,41 @@ class Servers:
             body=_ResponseBody(self, host, response, call.timeout_s),
         )
 
-    async def _request(self, host: Host, call: Call, timeout_s: float) -> aiohttp.ClientResponse:
-        headers = call.headers
-        if CONTENT_LENGTH in headers or TRANSFER_ENCODING in headers:
-            headers = headers.copy()
-            headers.popall(CONTENT_LENGTH, None)
-            headers.popall(TRANSFER_ENCODING, None)
+    async def _request(self, host: Host, call: Call, timeout_s: float) -> http1.Response:
         try:
-            async with asyncio.timeout(timeout_s):
-                return await self._open_session().request(
-                    call.method,
-                    URL(f"{self._scheme}://{host.address}{call.target}", encoded=True),
-                    headers=headers,
-                    data=call.body or None,
-                    allow_redirects=False,
-                    timeout=_connect_within(call.retries.try_timeout_s),
-                    server_hostname=self._server_name or None,
-                )
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            head = http1.head_of(call.method, call.target, host.address, call.headers.items(), call.body)
+            return await self._pool(host.endpoint).exchange(
+                head,
+                call.body,
+                idempotent=call.idempotent,
+                bodiless=call.method == "HEAD",
+                connect_s=call.retries.try_timeout_s,
+                timeout_s=timeout_s,
+            )
+        except http1.NotSent as error:
             raise UpstreamError(Reason.CONNECT, "no connection to the upstream") from error
+        except http1.Broken as error:
+            raise UpstreamError(Reason.RESET, "the upstream closed the connection") from error
+        except http1.BadAnswer as error:
+            raise UpstreamError(Reason.BAD_ANSWER, "the upstream's answer is not HTTP") from error
         except TimeoutError as error:
             raise UpstreamError(Reason.TIMEOUT, f"no answer in {timeout_s:.3g} s") from error
-        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
-            raise UpstreamError(Reason.RESET, "the upstream closed the connection") from error
-        except (aiohttp.ClientError, ValueError) as error:
-            raise UpstreamError(Reason.BAD_ANSWER, "the upstream's answer is not HTTP") from error
+        except ValueError as error:
+            raise UpstreamError(Reason.BAD_ANSWER, "the request has a header that cannot be sent") from error
+
+    def _pool(self, endpoint: Endpoint) -> http1.Pool:
+        pool = self._pools.get(endpoint.address)
+        if pool is None:
+            host, port = split_address(endpoint.address)
+            pool = self._pools[endpoint.address] = http1.Pool(
+                host,
+                port,
+                tls=self._context,
+                server_name=self._server_name,
+                connections_max=self._terms.connections_max + 1,  # the slots are the limit; one is for checks
+                idle_s=IDLE_S,
+            )
+        return pool
 
     def _heard(self, host: Host, *, ok: bool) -> None:
         now_s = clock.monotonic_s()
@@ -230,23 +239,24 @@ class Servers:
             self._events.health_changed(self._name, host.address, healthy=host.checks.healthy)
 
     async def _passes(self, endpoint: Endpoint, terms: Health) -> bool:
-        url = URL(f"{self._scheme}://{endpoint.address}{terms.path or '/'}", encoded=True)
         try:
-            async with asyncio.timeout(terms.timeout_s):
-                if not terms.path:
-                    _, writer = await asyncio.open_connection(url.host, url.port)
-                    writer.close()
-                    return True
-                async with self._open_session().get(
-                    url,
-                    headers={"User-Agent": "headworks-check"},
-                    allow_redirects=False,
-                    timeout=NO_TIMEOUT,
-                    server_hostname=self._server_name or None,
-                ) as response:
-                    return 200 <= response.status < 300
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+            if not terms.path:
+                return await _listens(endpoint, terms.timeout_s)
+            response = await self._pool(endpoint).exchange(
+                http1.head_of("GET", terms.path, endpoint.address, CHECKER, b""),
+                b"",
+                idempotent=True,
+                connect_s=terms.timeout_s,
+                timeout_s=terms.timeout_s,
+            )
+            try:
+                async with asyncio.timeout(terms.timeout_s):
+                    await response.read(CHECK_BYTES_MAX)
+            finally:
+                response.release()
+        except (http1.Http1Error, TimeoutError, ValueError):
             return False
+        return 200 <= response.status < 300
 
     def status(self) -> dict[str, Any]:
         """Return what an operator wants to see."""
@@ -271,55 +281,40 @@ class Servers:
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
-
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=0,  # the slots are the limit: who waits for one waits within a deadline
-                    keepalive_timeout=KEEPALIVE_S,
-                    ttl_dns_cache=NAMES_KEPT_S,
-                    resolver=aiohttp.ThreadedResolver(),
-                    ssl=self._context or True,
-                ),
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=LEFT_TO_US,
-                timeout=NO_TIMEOUT,
-            )
-        return self._session
+        for pool in (*self._pools.values(), *self._left):
+            pool.abort()
+        self._pools.clear()
+        self._left.clear()
 
 
 class _ResponseBody:
-    """The body of a response of aiohttp, with what its request holds."""
+    """The body of a response, with what its request holds."""
 
     __slots__ = ("_closed", "_host", "_response", "_servers", "_silent_s")
 
-    def __init__(
-        self, servers: Servers, host: Host, response: aiohttp.ClientResponse, silent_s: float
-    ) -> None:
+    def __init__(self, servers: Servers, host: Host, response: http1.Response, silent_s: float) -> None:
         self._servers = servers
         self._host = host
         self._response = response
         self._silent_s = silent_s
         self._closed = False
 
+    def whole(self) -> bytes | None:
+        return self._response.whole()
+
     async def chunks(self) -> AsyncIterator[bytes]:
-        content = self._response.content
         try:
             while True:
                 async with asyncio.timeout(self._silent_s):
-                    chunk = await content.readany()
-                if not chunk:
+                    part = await self._response.part()
+                if not part:
                     return
-                yield chunk
-        except (aiohttp.ClientError, OSError) as error:
+                yield part
+        except TimeoutError as error:
             self._servers.body_broken(self._host)
-            if isinstance(error, TimeoutError):
-                raise UpstreamError(Reason.TIMEOUT, "the upstream fell silent amid its answer") from error
+            raise UpstreamError(Reason.TIMEOUT, "the upstream fell silent amid its answer") from error
+        except http1.Http1Error as error:
+            self._servers.body_broken(self._host)
             raise UpstreamError(Reason.RESET, "the upstream broke off amid its answer") from error
 
     def close(self) -> None:
@@ -330,6 +325,17 @@ class _ResponseBody:
         self._servers.body_closed(self._host)
 
 
+async def _listens(endpoint: Endpoint, timeout_s: float) -> bool:
+    host, port = split_address(endpoint.address)
+    try:
+        async with asyncio.timeout(timeout_s):
+            _, writer = await asyncio.open_connection(host, port)
+    except OSError:  # which TimeoutError is too
+        return False
+    writer.close()
+    return True
+
+
 def _server_name(terms: Upstream) -> str:
     """Return the name that certificates must have, or nothing for that of each endpoint."""
     if not terms.tls:
@@ -337,8 +343,3 @@ def _server_name(terms: Upstream) -> str:
     discovery = terms.discovery
     by_name = discovery is not None and discovery.kind == "dns" and discovery.record != "SRV"
     return terms.server_name or (discovery.name if discovery is not None and by_name else "")
-
-
-@functools.lru_cache(maxsize=64)
-def _connect_within(timeout_s: float) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=None, connect=None, sock_read=None, sock_connect=timeout_s)

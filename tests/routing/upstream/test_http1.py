@@ -101,7 +101,14 @@ def get(target: str = "/", method: str = "GET") -> bytes:
 
 async def asked(pool: Pool, method: str = "GET", *, idempotent: bool = True) -> Response:
     async with asyncio.timeout(5):
-        return await pool.exchange(get(method=method), b"", idempotent=idempotent, bodiless=method == "HEAD")
+        return await pool.exchange(
+            get(method=method),
+            b"",
+            idempotent=idempotent,
+            bodiless=method == "HEAD",
+            connect_s=5,
+            timeout_s=5,
+        )
 
 
 async def test_an_answer_comes_with_its_head_and_body_and_the_connection_is_kept() -> None:
@@ -315,7 +322,7 @@ async def test_who_gives_up_takes_the_connection_with_them() -> None:
         for _ in range(2):
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.05):
-                    await connections.exchange(get(), b"", idempotent=True)
+                    await connections.exchange(get(), b"", idempotent=True, connect_s=5, timeout_s=5)
         await asyncio.sleep(0)
         assert server.connections == 2
 
@@ -342,7 +349,7 @@ async def test_who_waits_for_a_connection_may_give_up_and_the_next_is_served() -
         first = await asked(connections)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.02):
-                await connections.exchange(get(), b"", idempotent=True)
+                await connections.exchange(get(), b"", idempotent=True, connect_s=5, timeout_s=5)
         async with asyncio.TaskGroup() as tasks:
             waiting = tasks.create_task(asked(connections))
             await asyncio.sleep(0)
@@ -375,3 +382,31 @@ def test_a_header_cannot_begin_another(value: str) -> None:
         head_of("GET", "/", "h", [("X-A", value)], b"")
     with pytest.raises(ValueError, match="line break"):
         head_of("GET", f"/{value}", "h", [], b"")
+
+
+async def test_who_has_sent_nothing_in_time_is_told_so_and_who_has_is_told_of_the_time() -> None:
+    async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with running(lambda _: silent) as server:
+        connections = pool(server, connections_max=1)
+        with pytest.raises(TimeoutError):
+            await connections.exchange(get(), b"", idempotent=True, connect_s=5, timeout_s=0.05)
+        async with asyncio.TaskGroup() as group:
+            first = group.create_task(
+                connections.exchange(get(), b"", idempotent=True, connect_s=5, timeout_s=5)
+            )
+            await asyncio.sleep(0)
+            with pytest.raises(NotSent):
+                await connections.exchange(get(), b"", idempotent=True, connect_s=5, timeout_s=0.05)
+            first.cancel()
+        connections.abort()
+
+
+async def test_a_header_is_utf_8_or_else_iso_8859_1() -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Place: M\xfcnchen\r\nX-Right: M\xc3\xbcnchen\r\n\r\n"
+    async with running(always(answer)) as server:
+        connections = pool(server)
+        headers = (await asked(connections)).headers
+        assert headers["X-Right"] == headers["X-Place"] == "M\u00fcnchen"
+        connections.close()
