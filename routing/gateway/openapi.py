@@ -183,9 +183,7 @@ class _Published:
             own = parameter["in"] == "header" and parameter["name"].lower().startswith("x-headworks-")
             if parameter["in"] != "path" and not own:
                 found.append(self._copied(operation.document, parameter))
-        named = {parameter["name"].lower() for parameter in found if parameter["in"] == "header"}
-        retried = route.method in {"POST", "PATCH"} and route.retries.attempts_max > 1
-        if retried and self._kind(route) == "http" and "idempotency-key" not in named:
+        if takes_idempotency_key(route, operation, self._kind(route)):
             found.append(IDEMPOTENCY_KEY)
         return found
 
@@ -285,6 +283,13 @@ IDEMPOTENCY_KEY: Final[Node] = {
     "description": "Makes a call one that may be tried again when an upstream fails.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 128},
 }
+
+
+def takes_idempotency_key(route: Route, operation: Operation, kind: str) -> bool:
+    """Return whether a route takes an Idempotency-Key of which its operation says nothing."""
+    named = {parameter["name"].lower() for parameter in operation.parameters if parameter["in"] == "header"}
+    retried = route.method in {"POST", "PATCH"} and route.retries.attempts_max > 1
+    return retried and kind == "http" and "idempotency-key" not in named
 
 
 def _candidates(document: str, wanted: str) -> list[str]:

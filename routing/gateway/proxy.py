@@ -87,6 +87,7 @@ class Documents(Protocol):
         query: MultiMapping[str],
         content_type: str,
         body: bytes,
+        headers: Mapping[str, str],
     ) -> Sequence[object]:
         """Return what is wrong with a request."""
 
@@ -298,7 +299,9 @@ class Gateway:
             raise Refused(415, "unsupported-encoding", "this route takes no compressed body")
         if why := self.documents.unsupported(route, content_type, body):
             raise Refused(415, "unsupported-media-type", why)
-        errors = self.documents.validate(route, exchange.parameters, request.query, content_type, body)
+        errors = self.documents.validate(
+            route, exchange.parameters, request.query, content_type, body, request.headers
+        )
         if errors:
             raise Refused(400, "invalid-request", "see errors", more={"errors": errors})
 

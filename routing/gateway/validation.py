@@ -1,4 +1,4 @@
-"""Whether a request is what its operation says: path, query, media type and body.
+"""Whether a request is what its operation says: path, query, headers, media type and body.
 
 Validators are compiled once, when routes are loaded. A problem says where and what, never a value: names that
 come from the peer are cut to 80 characters, and there are at most 20 problems. A large body has only its
@@ -8,6 +8,7 @@ first problem told, because finding all of them costs more the more there are.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -18,6 +19,8 @@ from multidict import MultiMapping
 
 from routing.gateway import own_api
 from routing.gateway.documents import REFERENCES_MAX, Document, DocumentError, Documents, Node, Operation
+from routing.gateway.headers import OURS
+from routing.gateway.openapi import IDEMPOTENCY_KEY, takes_idempotency_key
 from routing.gateway.routes_file import Route, Routes
 
 PROBLEMS_MAX: Final = 20
@@ -30,8 +33,10 @@ VALUES_MAX: Final = 100
 """How often a parameter that takes a list may be given."""
 BACKTRACKS_MAX: Final = 10_000
 INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
-NUMBER: Final = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?([eE][+-]?[0-9]{1,2})?")
+NUMBER: Final = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?([eE][+-]?[0-9]{1,3})?")
 BOOLEANS: Final = {"true": True, "false": False}
+NO_HEADERS: Final[Mapping[str, str]] = {}
+NO_PARAMETERS: Final = frozenset({"accept", "content-type", "authorization"})
 
 Problem = dict[str, str]
 """`where` it is, such as `query.limit` or `body.tags[2]`, and the `problem` there."""
@@ -45,12 +50,14 @@ class Validation:
         self._checks: dict[str, _Check] = {}
         own = own_api.document().operations
         for route in routes.routes:
-            if routes.upstreams[route.upstream].kind == "internal":
+            kind = routes.upstreams[route.upstream].kind
+            if kind == "internal":
                 operation = own.get(own_api.operation_of(route))
             else:
                 operation = documents.operation(route.operation) if route.operation else None
             if operation is not None:
-                self._checks[route.name] = _Check(operation)
+                added = [IDEMPOTENCY_KEY] if takes_idempotency_key(route, operation, kind) else []
+                self._checks[route.name] = _Check(operation, added)
 
     def unsupported(self, route: Route, content_type: str, body: bytes) -> str:
         """Return why the media type of a body is not taken (415), or nothing."""
@@ -66,6 +73,7 @@ class Validation:
         query: MultiMapping[str],
         content_type: str,
         body: bytes,
+        headers: Mapping[str, str] = NO_HEADERS,
     ) -> list[Problem]:
         """Return what is wrong with a request; nothing for a route without an operation.
 
@@ -76,6 +84,7 @@ class Validation:
             return []
         problems = check.of_path(parameters)
         problems += check.of_query(query)
+        problems += check.of_headers(headers)
         problems += check.of_body(content_type, body)
         return problems[:PROBLEMS_MAX]
 
@@ -83,16 +92,16 @@ class Validation:
 class _Check:
     """The validators of one operation."""
 
-    __slots__ = ("_path", "_query", "_required", "media")
+    __slots__ = ("_headers", "_path", "_query", "_required", "media")
 
-    def __init__(self, operation: Operation) -> None:
+    def __init__(self, operation: Operation, added: list[Node]) -> None:
         document = operation.document
-        named: dict[str, dict[str, _Parameter]] = {"path": {}, "query": {}}
-        for parameter in operation.parameters:
-            if parameter["in"] in named:
+        named: dict[str, dict[str, _Parameter]] = {"path": {}, "query": {}, "header": {}}
+        for parameter in [*operation.parameters, *added]:
+            if parameter["in"] in named and not _is_ours(parameter):
                 compiled = _Parameter(operation, parameter)
                 named[parameter["in"]][parameter["name"]] = compiled
-        self._path, self._query = named["path"], named["query"]
+        self._path, self._query, self._headers = named["path"], named["query"], named["header"]
         body = document.resolve(operation.content.get("requestBody", {}))
         self._required = bool(body.get("required", False))
         self.media = {
@@ -127,6 +136,16 @@ class _Check:
                 problems += parameter.problems(f"query.{name}", query.getall(name))
             elif parameter.required:
                 problems.append(_problem(f"query.{name}", "is required"))
+        return problems
+
+    def of_headers(self, headers: Mapping[str, str]) -> list[Problem]:
+        problems: list[Problem] = []
+        for name, parameter in self._headers.items():
+            text = headers.get(name)
+            if text is not None:
+                problems += parameter.problems(f"header.{name}", [text])
+            elif parameter.required:
+                problems.append(_problem(f"header.{name}", "is required"))
         return problems
 
     def of_body(self, content_type: str, body: bytes) -> list[Problem]:
@@ -184,12 +203,18 @@ class _Parameter:
         return _problems(self._validator, [coerced(text, self._kinds) for text in texts], where, few=True)
 
 
+def _is_ours(parameter: Node) -> bool:
+    """Return whether a header is none that callers are asked for here (OpenAPI 3.1, Parameter Object)."""
+    name = parameter["name"].lower()
+    return parameter["in"] == "header" and (name in NO_PARAMETERS or name.startswith(OURS))
+
+
 def coerced(text: str, kinds: frozenset[str]) -> Any:
     """Return the number or the truth that a text is, if one of `kinds` is wanted; else the text."""
     if "integer" in kinds and INTEGER.fullmatch(text):
         return int(text)
-    if "number" in kinds and NUMBER.fullmatch(text):
-        return float(text)
+    if "number" in kinds and NUMBER.fullmatch(text) and math.isfinite(number := float(text)):
+        return number
     if "boolean" in kinds and text in BOOLEANS:
         return BOOLEANS[text]
     return text

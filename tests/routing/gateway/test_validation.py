@@ -269,3 +269,21 @@ def test_text_stays_text_where_text_is_wanted(text: str) -> None:
 def test_any_query_is_checked(names: list[str]) -> None:
     query = CIMultiDict((name, name) for name in names)
     assert len(VALIDATION.validate(LIST, {"tenant": "acme"}, query, "", b"")) <= 20
+
+
+@pytest.mark.parametrize(
+    ("key", "problem"), [("", "is shorter than 1"), ("k" * 129, "is longer than 128"), ("k", "")]
+)
+def test_header_parameters_are_checked_and_so_is_the_key_that_the_gateway_publishes(
+    key: str, problem: str
+) -> None:
+    body = msgspec.json.encode({"name": "p"})
+    headers = CIMultiDict({"idempotency-key": key})
+    found = VALIDATION.validate(CREATE, {"tenant": "acme"}, MultiDict(), JSON, body, headers)
+    assert found == ([{"where": "header.Idempotency-Key", "problem": problem}] if problem else [])
+
+
+def test_numbers_are_as_small_as_they_may_be_and_never_infinite() -> None:
+    number = frozenset({"number"})
+    assert validation.coerced("4.18e-211", number) == 4.18e-211
+    assert validation.coerced("9e999", number) == "9e999"
