@@ -36,6 +36,11 @@ def _answer(text: str, schema: Node, media_type: str = "application/json") -> No
     return {"200": {"description": text, "content": {media_type: {"schema": schema}}}}
 
 
+def _senseless() -> Node:
+    content = {"application/problem+json": {"schema": {"type": "object"}}}
+    return {"422": {"description": "The times or the cursor make no sense; see detail.", "content": content}}
+
+
 def _object(properties: Node, *optional: str, description: str = "") -> Node:
     required = [name for name in properties if name not in optional]
     said = {"description": description} if description else {}
@@ -88,7 +93,8 @@ CONTENT: Final[Node] = {
                 ],
                 "responses": _answer(
                     "Rows by time, then by name.", {"$ref": "#/components/schemas/UsagePage"}
-                ),
+                )
+                | _senseless(),
             }
         },
         "/usage/deprecated": {
@@ -98,7 +104,8 @@ CONTENT: Final[Node] = {
                 "parameters": [*FROM_TO, *PAGING],
                 "responses": _answer(
                     "Rows by route, tenant and key.", {"$ref": "#/components/schemas/DeprecatedUsePage"}
-                ),
+                )
+                | _senseless(),
             }
         },
         "/whoami": {

@@ -122,7 +122,7 @@ def asked(query: Mapping[str, str], principal: Principal, now_s: float) -> Quest
     to_s = _time("to", query["to"]) if "to" in query else now_s + 1
     from_s = _time("from", query["from"]) if "from" in query else to_s - DAY_S
     if from_s >= to_s:
-        raise Refused(400, "invalid-request", "from: must be before to")
+        raise Refused(422, "invalid-request", "from: must be before to")
     after = _cursor(query["cursor"]) if "cursor" in query else STARTING
     return msgspec.convert(
         {
@@ -219,7 +219,7 @@ def _time(name: str, text: str) -> float:
             raise Refused(400, "invalid-request", f"{name}: needs a time zone, such as Z")
         return found.timestamp()
     except (msgspec.ValidationError, OverflowError) as error:
-        raise Refused(400, "invalid-request", f"{name}: write it as 2026-01-31T00:00:00Z") from error
+        raise Refused(422, "invalid-request", f"{name}: write it as 2026-01-31T00:00:00Z") from error
 
 
 def cursor_of(place: tuple[int, str, str, str]) -> str:
@@ -230,8 +230,8 @@ def cursor_of(place: tuple[int, str, str, str]) -> str:
 def _cursor(text: str) -> tuple[int, str, str, str]:
     try:
         if len(text) > CURSOR_CHARACTERS_MAX:
-            raise Refused(400, "invalid-request", "cursor: is none of ours")
+            raise Refused(422, "invalid-cursor", "cursor: is none of ours")
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         return msgspec.msgpack.decode(raw, type=tuple[int, str, str, str])
     except (binascii.Error, ValueError, msgspec.DecodeError) as error:
-        raise Refused(400, "invalid-request", "cursor: is none of ours") from error
+        raise Refused(422, "invalid-cursor", "cursor: is none of ours") from error

@@ -12,7 +12,7 @@ from ingest.pki import PkiError, signing_request
 from runtime import clock
 from services.device.issuer import Holder, Issued, Issuer, IssuerError
 from services.device.store.certificates import CertificateRow, CertificateTable
-from services.web.refusal import Refused, not_found
+from services.web.refusal import Refused, not_found, unprocessable
 
 BATCH: Final = 1000
 STEP_S: Final = 1.0
@@ -146,11 +146,11 @@ def checked(request_pem: str) -> x509.CertificateSigningRequest:
     try:
         return signing_request(request_pem.encode())
     except (PkiError, UnicodeEncodeError) as error:
-        raise Refused(400, "invalid-signing-request", str(error)) from error
+        raise unprocessable(str(error), "invalid-signing-request") from error
 
 
 def refusal_of(error: IssuerError) -> Refused:
     """Return what the caller is told when the issuer does not do it."""
     if error.retriable:
         return Refused(503, "issuer-unavailable", str(error), retry_after_s=RETRY_S)
-    return Refused(400, "not-issuable", str(error))
+    return unprocessable(str(error), "not-issuable")

@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from services.device.store.imports import LineFailure
 from services.web.operations import NAME
-from services.web.refusal import invalid
+from services.web.refusal import unprocessable
 
 ATTRIBUTES_MAX: Final = 64
 ATTRIBUTES_BYTES_MAX: Final = 8192
@@ -45,9 +45,9 @@ def at_or_none(unix_s: float | None) -> dt.datetime | None:
 def refuse_large_attributes(attributes: dict[str, Any]) -> None:
     """Refuse more attributes than a device may have."""
     if len(attributes) > ATTRIBUTES_MAX:
-        raise invalid(f"attributes: at most {ATTRIBUTES_MAX}")
+        raise unprocessable(f"attributes: at most {ATTRIBUTES_MAX}")
     if len(msgspec.json.encode(attributes)) > ATTRIBUTES_BYTES_MAX:
-        raise invalid(f"attributes: at most {ATTRIBUTES_BYTES_MAX} bytes of JSON")
+        raise unprocessable(f"attributes: at most {ATTRIBUTES_BYTES_MAX} bytes of JSON")
 
 
 class Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

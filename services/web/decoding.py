@@ -64,11 +64,27 @@ def body_of(operation: Operation, content: bytes) -> Any:
             raise invalid("this operation takes no body")
         return NoBody()
     try:
-        return _decoder(operation.body).decode(content)
+        return _decoded(operation.body, content)
     except msgspec.ValidationError as error:
         raise invalid(said(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused(400, "malformed-json", f"the body is not {JSON}") from error
+
+
+def _decoded(kind: Any, content: bytes) -> Any:
+    """Return a body as a type; 1.0 is an integer as well, as JSON Schema has it."""
+    try:
+        return _decoder(kind).decode(content)
+    except msgspec.ValidationError:
+        return msgspec.convert(_whole(msgspec.json.decode(content)), kind)
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _whole(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_whole(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 @functools.cache

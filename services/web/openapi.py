@@ -9,10 +9,13 @@ from typing import Any, Final
 
 import msgspec
 
-from services.web.operations import Content, NoQuery, Operation, Operations, Streamed
+from services.web.operations import HEADER_CHARACTERS_MAX, Content, NoQuery, Operation, Operations, Streamed
+from services.web.page import PageQuery
 from services.web.refusal import Problem
 
 REFERENCE: Final = "#/components/schemas/{name}"
+NOT_EMPTY: Final = {"schema": {"minLength": 1}}
+"""What can be said of a text that is read as it comes; any JSON is one too, so it has no type."""
 PROBLEM_JSON: Final = "application/problem+json"
 STATUS_TEXT: Final = {
     200: "What was asked for.",
@@ -20,11 +23,12 @@ STATUS_TEXT: Final = {
     202: "Taken on.",
     204: "Done.",
     304: "Not changed.",
-    400: "The request makes no sense; the detail names the parameter or the field.",
+    400: "The request is not as described here; the detail names the parameter or the field.",
     401: "Without a passport of the API gateway.",
     403: "The caller may not do this: a scope is missing, or it belongs to another tenant or device.",
     413: "The body is too large.",
     415: "The body is of a type that this operation does not take.",
+    422: "The request is as described here, and makes no sense all the same; the detail says why.",
 }
 
 
@@ -94,8 +98,8 @@ def _operation(operation: Operation, operations: Operations[Any], found: dict[st
         ],
     }
     if operation.takes_body:
-        schema = found[repr(operation.body)] if _has_schema(operation) else {"type": "string"}
-        media = {media_type: {"schema": schema} for media_type in operation.body_types}
+        content = {"schema": found[repr(operation.body)]} if _has_schema(operation) else NOT_EMPTY
+        media = dict.fromkeys(operation.body_types, content)
         described["requestBody"] = {"required": True, "content": media}
     described["responses"] = _responses(operation, found)
     return described
@@ -112,7 +116,7 @@ def _header(name: str, text: str) -> dict[str, Any]:
         "in": "header",
         "required": False,
         "description": text,
-        "schema": {"type": "string", "maxLength": 256},
+        "schema": {"type": "string", "maxLength": HEADER_CHARACTERS_MAX},
     }
 
 
@@ -149,6 +153,8 @@ def _resolved(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, A
 def _responses(operation: Operation, found: dict[str, Any]) -> dict[str, Any]:
     responses = {str(status): _answer(status, answer, found) for status, answer in operation.answers.items()}
     usual = {400, 401, 403} | ({413, 415} if operation.takes_body else set())
+    if operation.takes_body or issubclass(operation.query, PageQuery):
+        usual.add(422)
     refusals = {**{status: STATUS_TEXT[status] for status in usual}, **operation.refusals}
     problem = {PROBLEM_JSON: {"schema": found[repr(Problem)]}}
     for status, text in sorted(refusals.items()):

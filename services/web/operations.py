@@ -25,6 +25,7 @@ NAME: Final = r"[A-Za-z0-9._~:@=-]{1,128}"
 JSON: Final = "application/json"
 MERGE_PATCH: Final = "application/merge-patch+json"
 BODY_BYTES_MAX: Final = 65_536
+HEADER_CHARACTERS_MAX: Final = 256
 
 
 class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

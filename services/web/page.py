@@ -13,7 +13,7 @@ from typing import Annotated, Final, Generic, TypeVar
 
 import msgspec
 
-from services.web.refusal import Refused
+from services.web.refusal import unprocessable
 
 CURSOR_CHARACTERS_MAX: Final = 1024
 LIMIT_MAX: Final = 1000
@@ -62,4 +62,4 @@ def key_of(cursor: str, kind: type[KeyT]) -> KeyT | None:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         return msgspec.msgpack.decode(raw, type=kind)
     except (binascii.Error, ValueError, msgspec.DecodeError, RecursionError) as error:
-        raise Refused(400, "invalid-cursor", "the cursor is not one of this list") from error
+        raise unprocessable("the cursor is not one of this list", "invalid-cursor") from error

@@ -49,5 +49,10 @@ def not_found(what: str) -> Refused:
 
 
 def invalid(detail: str) -> Refused:
-    """Return the refusal of a request that makes no sense."""
+    """Return the refusal of a request that is not what the document says."""
     return Refused(400, "invalid-request", detail)
+
+
+def unprocessable(detail: str, slug: str = "invalid-request") -> Refused:
+    """Return the refusal of a request that is what the document says, and makes no sense all the same."""
+    return Refused(422, slug, detail)

@@ -276,6 +276,7 @@ async def test_a_wrong_parameter_is_refused_by_name(
         (b'{"size": 1}', "invalid-request", "name"),
         (b'{"name": "", "size": 1}', "invalid-request", "name"),
         (b'{"name": "x", "size": "secret"}', "invalid-request", "size"),
+        (b'{"name": "x", "size": 1.5}', "invalid-request", "size"),
         (b"[]", "invalid-request", "object"),
         (b"", "malformed-json", "JSON"),
         (b"{", "malformed-json", "JSON"),
@@ -290,6 +291,13 @@ async def test_a_wrong_body_is_refused_by_name(
     assert (status, found) == (400, slug)
     assert names.lower() in detail.lower()
     assert "secret" not in detail
+
+
+async def test_an_integer_may_be_written_with_a_point(client: TestClient[Any, Any]) -> None:
+    body = b'{"name": "x", "size": 2.0}'
+    response = await client.post(THINGS, data=body, headers={"Content-Type": "application/json"})
+    assert response.status == 201
+    assert (await response.json())["body"] == {"name": "x", "size": 2}
 
 
 async def test_a_body_of_another_type_or_too_large_is_refused(client: TestClient[Any, Any]) -> None:
@@ -369,7 +377,7 @@ def test_the_document_says_what_is_decoded() -> None:
     assert by_name["colour"]["schema"]["enum"] == ["blue", "red"]
     assert find["x-headworks-scope"] == "things:read"
     make = found["paths"]["/v1/tenants/{tenant}/things"]["post"]
-    assert set(make["responses"]) == {"201", "400", "401", "403", "409", "413", "415"}
+    assert set(make["responses"]) == {"201", "400", "401", "403", "409", "413", "415", "422"}
     body = make["requestBody"]["content"]["application/json"]["schema"]
     assert body == {"$ref": "#/components/schemas/Thing"}
     assert found["components"]["schemas"]["Thing"]["additionalProperties"] is False

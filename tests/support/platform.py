@@ -40,7 +40,8 @@ class Running:
 
 
 @contextlib.contextmanager
-def platform(folder: Path) -> Iterator[Running]:
+def platform(folder: Path, *, requests_per_s: float | None = None) -> Iterator[Running]:
+    """Run one; `requests_per_s` is what its tenants may ask, 0 without end, when it is not as usual."""
     ports = Ports(**{name: free_port() for name in Ports.__struct_fields__})
     node = DevNode(folder, ports)
     node.prepare(1)
@@ -49,6 +50,10 @@ def platform(folder: Path) -> Iterator[Running]:
         try:
             runner.run(node.start())
             beside.prepare()
+            if requests_per_s is not None:
+                settings = (folder / "api.toml").read_text()
+                limit = f"requests_per_s = {requests_per_s}"
+                (folder / "api.toml").write_text(settings.replace("requests_per_s = 200", limit))
             runner.run(beside.start())
             yield Running(folder, node, beside)
         finally:

@@ -23,7 +23,7 @@ from services.device.service import DeviceService
 from services.device.shadow import merge_patch
 from services.web.operations import JSON, MERGE_PATCH, Asked, NoBody, NoQuery, Operations, Reply
 from services.web.page import Page, PageQuery, key_of, page_of
-from services.web.refusal import Refused
+from services.web.refusal import Refused, unprocessable
 
 ALL: Final = "/v1/tenants/{tenant}/devices"
 ONE: Final = "/v1/tenants/{tenant}/devices/{device}"
@@ -125,7 +125,7 @@ async def add(service: DeviceService, asked: Asked[NoQuery, NewDevice]) -> Reply
     """Answer add-device."""
     tenant, new, fleet = asked.path["tenant"], asked.body, service.fleet
     if new.device in {".", ".."}:
-        raise Refused(400, "invalid-request", "device: not a name")
+        raise unprocessable("device: not a name")
     refuse_large_attributes(new.attributes)
     fleet.refuse_unless_tenant(tenant)
     fleet.refuse_unknown_groups(tenant, new.groups)

@@ -10,7 +10,7 @@ from services.device.service import DeviceService
 from services.device.store.groups import GroupRow
 from services.web.operations import Asked, NoBody, NoQuery, Operations, Reply
 from services.web.page import Page, PageQuery, key_of, page_of
-from services.web.refusal import Refused, not_found
+from services.web.refusal import Refused, not_found, unprocessable
 
 ALL: Final = "/v1/tenants/{tenant}/groups"
 ONE: Final = "/v1/tenants/{tenant}/groups/{group}"
@@ -116,7 +116,7 @@ async def add(service: DeviceService, asked: Asked[NoQuery, NewGroup]) -> Reply:
     tenant, name = asked.path["tenant"], asked.body.group
     service.fleet.refuse_unless_tenant(tenant)
     if name in {".", ".."}:
-        raise Refused(400, "invalid-request", "group: not a name")
+        raise unprocessable("group: not a name")
     if service.groups.count(tenant) >= service.limits.groups_max:
         raise Refused(409, "too-many-groups", f"a tenant has at most {service.limits.groups_max} groups")
     if not service.groups.add(tenant, name, asked.body.description, clock.unix_s()):

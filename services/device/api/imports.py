@@ -8,13 +8,12 @@ from services.device.import_lines import Form
 from services.device.resources import Import, at, at_or_none
 from services.device.service import DeviceService
 from services.device.store.imports import ImportRow
-from services.web.operations import Asked, NoBody, NoQuery, Operations, Reply, Streamed
+from services.web.operations import HEADER_CHARACTERS_MAX, Asked, NoBody, NoQuery, Operations, Reply, Streamed
 from services.web.page import Page, PageQuery, key_of, page_of
 from services.web.refusal import invalid, not_found
 
 ALL: Final = "/v1/tenants/{tenant}/imports"
 FORMS: Final[dict[str, Form]] = {"application/x-ndjson": "ndjson", "text/csv": "csv"}
-REQUEST_KEY_CHARACTERS_MAX: Final = 128
 PATTERN: Final = r"[0-9a-f]{16}"
 
 
@@ -68,8 +67,8 @@ async def add(service: DeviceService, asked: Asked[NoQuery, Streamed]) -> Reply:
     tenant, request = asked.path["tenant"], asked.request
     service.fleet.refuse_unless_tenant(tenant)
     request_key = request.headers.get("Idempotency-Key", "")
-    if len(request_key) > REQUEST_KEY_CHARACTERS_MAX:
-        raise invalid(f"Idempotency-Key: at most {REQUEST_KEY_CHARACTERS_MAX} characters")
+    if len(request_key) > HEADER_CHARACTERS_MAX:
+        raise invalid(f"Idempotency-Key: at most {HEADER_CHARACTERS_MAX} characters")
     row = await service.importer.take(
         tenant,
         FORMS[request.content_type],

@@ -25,7 +25,7 @@ from services.device.resources import Side as SideShown
 from services.device.service import DeviceService
 from services.device.store.shadows import ShadowRow, Side, SideRow
 from services.web.operations import JSON, MERGE_PATCH, Asked, NoBody, NoQuery, Operations, Reply
-from services.web.refusal import Refused, invalid
+from services.web.refusal import Refused, unprocessable
 
 WHOLE: Final = "/v1/tenants/{tenant}/devices/{device}/shadow"
 NONE: Final = {404: "There is no such device."}
@@ -143,10 +143,12 @@ def _changed(service: DeviceService, asked: Asked[NoQuery, dict[str, Any]], side
     before = service.shadows.find(tenant, device).side(side)
     refuse_unless_matches(asked.request, etag(before.version))
     if decider.too_deep(asked.body):
-        raise invalid(f"at most {decider.DEPTH_MAX} levels")
+        raise unprocessable(f"at most {decider.DEPTH_MAX} levels")
     state = decider.merge_patch(before.state, asked.body)
     if decider.size(state) > service.limits.shadow_bytes_max:
-        raise invalid(f"one side of a shadow has at most {service.limits.shadow_bytes_max} bytes of JSON")
+        raise unprocessable(
+            f"one side of a shadow has at most {service.limits.shadow_bytes_max} bytes of JSON"
+        )
     after = before
     if not decider.same(state, before.state):
         after = SideRow(state, before.version + 1, clock.unix_s())

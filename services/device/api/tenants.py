@@ -14,7 +14,7 @@ from services.device.service import DeviceService
 from services.web.operations import JSON, MERGE_PATCH, Asked, NoBody, NoQuery, Operations, Reply
 from services.web.page import Page, PageQuery, key_of, page_of
 from services.web.passport import Caller
-from services.web.refusal import Refused, not_found
+from services.web.refusal import Refused, not_found, unprocessable
 
 
 def register(operations: Operations[DeviceService]) -> None:
@@ -85,7 +85,7 @@ async def add(service: DeviceService, asked: Asked[NoQuery, NewTenant]) -> Reply
     _refuse_unless_operator(asked.caller)
     name = asked.body.tenant
     if name in {".", ".."}:
-        raise Refused(400, "invalid-request", "tenant: not a name")
+        raise unprocessable("tenant: not a name")
     if service.registry.tenant(name) is not None:
         raise Refused(409, "exists", f"there is a tenant {name}")
     service.registry.add_tenant(name, asked.body.plan, clock.unix_s())

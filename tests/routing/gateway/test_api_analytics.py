@@ -236,7 +236,7 @@ async def test_a_page_ends_where_enough_was_read(day: Day, monkeypatch: pytest.M
     ],
 )
 async def test_a_question_that_makes_no_sense_is_refused(day: Day, query: dict[str, str]) -> None:
-    assert (await day.usage(**query))["status"] == 400
+    assert (await day.usage(**query))["status"] in {400, 422}
 
 
 @given(text=st.text(max_size=100))

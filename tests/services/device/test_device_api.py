@@ -98,7 +98,7 @@ async def test_a_device_lives(service: Service) -> None:
 )
 async def test_attributes_have_limits(service: Service, attributes: dict[str, Any]) -> None:
     answer = await service.of_acme("POST", "/devices", {"device": "d", "attributes": attributes})
-    assert answer.status == 400
+    assert answer.status in {400, 422}
     assert "attributes" in answer.body["detail"]
 
 

@@ -123,14 +123,14 @@ async def test_a_request_that_is_wrong_is_refused(service: Service) -> None:
     await device(service)
     path = "/devices/pump/certificates"
     refused = await service.of_acme("POST", path, {"csr": request_of(BAD_KEYS["RSA-1024"])})
-    assert (refused.status, refused.slug) == (400, "invalid-signing-request")
+    assert (refused.status, refused.slug) == (422, "invalid-signing-request")
     assert (await service.of_acme("POST", path, {"csr": "\u00e9"})).slug == "invalid-signing-request"
     assert (await service.of_acme("POST", path, {})).status == 400
     assert (await service.of_acme("POST", path, {"csr": "x", "subject": "y"})).status == 400
     assert (await service.of_acme("POST", "/devices/none/certificates", {"csr": request_of()})).status == 404
     await device(service, "a:b")
     refused = await service.of_acme("POST", "/devices/a:b/certificates", {"csr": request_of()})
-    assert (refused.status, refused.slug) == (400, "not-issuable")
+    assert (refused.status, refused.slug) == (422, "not-issuable")
 
 
 async def test_a_certificate_that_is_revoked_is_on_the_list_when_the_answer_comes(service: Service) -> None:

@@ -132,14 +132,14 @@ async def test_a_shadow_has_limits(service: Service) -> None:
     for _ in range(DEPTH_MAX + 1):
         deep = {"a": deep}
     for body in (deep, {"a": "x" * 8200}):
-        assert (await service.of_acme("PATCH", path, body)).status == 400
+        assert (await service.of_acme("PATCH", path, body)).status == 422
     for body in (["a"], "a", None, 1):
         answer = await service.of_acme(
             "PATCH", path, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
         )
         assert answer.status == 400
     assert (await service.of_acme("PATCH", path, {"a": "x" * 8000})).status == 200
-    assert (await service.of_acme("PATCH", path, {"b": "x" * 8000})).status == 400, "together too large"
+    assert (await service.of_acme("PATCH", path, {"b": "x" * 8000})).status == 422, "together too large"
 
 
 async def test_a_device_waits_for_what_it_has_to_change(service: Service) -> None:
