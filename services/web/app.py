@@ -11,6 +11,8 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from routing.tenancy.identity import Unauthenticated
 from runtime import clock
@@ -23,6 +25,7 @@ from services.web.refusal import Refused
 StateT = TypeVar("StateT")
 READ_DEADLINE_S: Final = 30.0
 HEALTH: Final = "/healthz"
+METRICS: Final = "/metrics"
 
 
 def make_app(
@@ -32,8 +35,13 @@ def make_app(
     *,
     draining: asyncio.Event,
     log: Any,
+    metrics: CollectorRegistry | None = None,
 ) -> web.Application:
-    """Return the application; while `draining` is set, /healthz says so and connections are not kept."""
+    """Return the application; while `draining` is set, /healthz says so and connections are not kept.
+
+    /healthz and /metrics need no passport: they are for those who operate the service, and no route of the
+    API gateway leads to them. Metrics name no tenant and no device.
+    """
     app = web.Application(middlewares=[_Door(passports, draining, log).let_in])
     for operation in operations:
         endpoint = _Endpoint(operation, operations, state)
@@ -45,6 +53,12 @@ def make_app(
         return web.json_response({"status": "ok"})
 
     app.router.add_get(HEALTH, health)
+    if metrics is not None:
+
+        async def exposed(_: web.Request) -> web.Response:
+            return web.Response(body=generate_latest(metrics), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+        app.router.add_get(METRICS, exposed)
     return app
 
 
@@ -73,7 +87,7 @@ class _Door:
         return let_in
 
     async def _answer(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        if request.path == HEALTH:
+        if request.path in {HEALTH, METRICS}:
             return await _told(request, handler)
         try:
             request[CALLER] = self._passports.caller(request.headers.get(HEADER), clock.unix_s())

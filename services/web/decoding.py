@@ -43,7 +43,12 @@ def _lists(kind: type[msgspec.Struct]) -> frozenset[str]:
     fields = msgspec.inspect.type_info(kind)
     assert isinstance(fields, msgspec.inspect.StructType)
     kinds = (msgspec.inspect.ListType, msgspec.inspect.VarTupleType)
-    return frozenset(field.encode_name for field in fields.fields if isinstance(field.type, kinds))
+    return frozenset(field.encode_name for field in fields.fields if isinstance(_bare(field.type), kinds))
+
+
+def _bare(kind: msgspec.inspect.Type) -> msgspec.inspect.Type:
+    """Return a type without what is only said of it."""
+    return kind.type if isinstance(kind, msgspec.inspect.Metadata) else kind
 
 
 def media_type_of(operation: Operation, content_type: str) -> str:

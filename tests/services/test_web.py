@@ -20,6 +20,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Counter
 
 from commands.service import SERVICES, Name
 from ingest.pki import DevelopmentCa
@@ -42,7 +43,7 @@ class Colour(enum.Enum):
 
 class Query(PageQuery, frozen=True, kw_only=True):
     colour: Colour = Colour.RED
-    names: list[str] = msgspec.field(default_factory=list)
+    names: Annotated[list[str], msgspec.Meta(description="Whose.")] = msgspec.field(default_factory=list)
 
 
 class Thing(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -172,6 +173,22 @@ async def test_a_request_is_decoded_and_answered(client: TestClient[Any, Any]) -
         headers={"Content-Type": "application/x-ndjson; charset=utf-8"},
     )
     assert await response.text() == "3"
+
+
+async def test_metrics_need_no_passport_and_are_there_only_where_something_is_counted(
+    client: TestClient[Any, Any], passports: Passports
+) -> None:
+    assert (await refusal(await client.get("/metrics")))[0] == 404
+    registry = CollectorRegistry()
+    Counter("toys", "Toys", registry=registry).inc()
+    verifier = PassportVerifier(passports.path, audience="toy")
+    app = make_app(
+        toys(), Toy(), verifier, draining=asyncio.Event(), log=make_log("error", "json"), metrics=registry
+    )
+    async with TestClient(TestServer(app)) as counting:
+        response = await counting.get("/metrics")
+        assert response.status == 200
+        assert "toys_total 1.0" in (await response.text()).splitlines()
 
 
 async def test_health_needs_no_passport_and_tells_of_the_drain(
