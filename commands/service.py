@@ -14,6 +14,7 @@ from commands.common import USAGE, SetOption, fail
 from runtime.logs import make_log
 from runtime.settings_file import SettingsError
 from services import settings
+from services.analytics import app as analytics_app
 from services.device import app as device_app
 from services.settings import Settings
 from services.web import openapi, process
@@ -30,6 +31,7 @@ class Name(enum.Enum):
     """The services by name."""
 
     DEVICE = "device"
+    ANALYTICS = "analytics"
 
 
 class _Service(msgspec.Struct, frozen=True):
@@ -42,6 +44,9 @@ class _Service(msgspec.Struct, frozen=True):
 
 SERVICES: Final = {
     Name.DEVICE: _Service(device_app.made, lambda found: found.device.bind, device_app.operations),
+    Name.ANALYTICS: _Service(
+        analytics_app.made, lambda found: found.analytics.bind, analytics_app.operations
+    ),
 }
 
 
@@ -49,6 +54,12 @@ SERVICES: Final = {
 def device(config: ConfigOption, overrides: SetOption = None) -> None:
     """Serve tenants, devices, certificates, groups, shadows and keys until SIGTERM."""
     _serve(Name.DEVICE, config, overrides)
+
+
+@app.command("analytics")
+def analytics(config: ConfigOption, overrides: SetOption = None) -> None:
+    """Serve roll-ups, series and anomalies of the telemetry in the stream until SIGTERM."""
+    _serve(Name.ANALYTICS, config, overrides)
 
 
 @app.command("openapi")

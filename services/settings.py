@@ -102,10 +102,40 @@ class Data(Section, frozen=True):
     bind: str = "127.0.0.1:8102"
 
 
+class WindowSize(Section, frozen=True):
+    """Roll-ups of one size: `30s`, `1m`, `1h`, `1d`, and for how long they are kept."""
+
+    size: Annotated[str, msgspec.Meta(pattern="^[1-9][0-9]{0,4}[smhd]$")]
+    keep_days: Days
+
+
 class Analytics(Section, frozen=True):
     """The analytics service."""
 
     bind: str = "127.0.0.1:8103"
+    windows: Annotated[tuple[WindowSize, ...], msgspec.Meta(min_length=1, max_length=8)] = (
+        WindowSize(size="1m", keep_days=2),
+        WindowSize(size="5m", keep_days=14),
+        WindowSize(size="1h", keep_days=90),
+        WindowSize(size="1d", keep_days=730),
+    )
+    """The finest first; each is a multiple of the one before it."""
+    lateness_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 3600.0
+    """So long a window is corrected after the device has sent something newer."""
+    future_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 300.0
+    """So far ahead of the gateway a device's clock may be; at most `lateness_s`."""
+    devices_max: Count = 100_000
+    """Devices of one tenant."""
+    series_max: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 64
+    """Series (a metric of a stream) of one device."""
+    metrics_max: Count = 1000
+    """Metrics of one tenant, each of a stream."""
+    anomaly_sigma: Annotated[float, msgspec.Meta(ge=1, le=1000)] = 4.0
+    """From so many deviations a number is an anomaly."""
+    anomaly_memory: Annotated[int, msgspec.Meta(ge=10, le=100_000)] = 200
+    """The baseline of a series is of about so many numbers."""
+    anomaly_warm_up: Annotated[int, msgspec.Meta(ge=2, le=100_000)] = 30
+    """The first numbers of a series, of which none is scored."""
 
 
 class Log(Section, frozen=True):

@@ -19,6 +19,7 @@ from runtime import clock
 ROUTES: Final = Path(__file__).parents[2] / "services/routes.toml"
 KEY_NAME: Final = "demo"
 SCOPES: Final = (
+    "analytics:read",
     "audit:read",
     "certificates:write",
     "devices:read",
@@ -34,7 +35,7 @@ SCOPES: Final = (
     "tenants:read",
     "usage:read",
 )
-SERVICES: Final = ("device",)
+SERVICES: Final = ("device", "analytics")
 API: Final = """\
 # Written by `headworks dev`; see docs/guides/api.md.
 [api]
@@ -66,6 +67,12 @@ passport_key = "{folder}/api/passport.pub"
 [device]
 bind = "127.0.0.1:{device}"
 ca_dir = "{folder}/pki"
+
+[feed]
+file = "{folder}/local.db"
+
+[analytics]
+bind = "127.0.0.1:{analytics}"
 """
 
 
@@ -75,6 +82,7 @@ class PlatformPorts(msgspec.Struct, frozen=True):
     api: int = 8444
     api_admin: int = 9091
     device: int = 8101
+    analytics: int = 8103
 
 
 class Platform:

@@ -14,7 +14,9 @@ from routing.gateway.routes_file import Route
 from routing.tenancy.identity import Kind
 from routing.tenancy.registry import Status
 from runtime import clock
-from services.device.app import operations
+from services.analytics.app import operations as analytics_operations
+from services.device.app import operations as device_operations
+from services.web.operations import Operations
 from tests.support.platform import Running, platform
 
 pytestmark = pytest.mark.end_to_end
@@ -61,6 +63,26 @@ def test_a_device_is_provisioned_and_sends_with_its_new_certificate(running: Run
     assert json.loads(body)["reported"]["state"] == {"fan": "on"}
 
 
+def test_what_a_device_sends_is_read_back_as_a_roll_up(running: Running, tmp_path: Path) -> None:
+    device = certificate_for(running, tmp_path, "pump-9")
+    key, sent_ms = ("-H", f"X-API-Key: {running.key}"), clock.unix_ms()
+    for number in range(10):
+        reading = json.dumps({"ts": sent_ms - number, "metrics": {"flow": float(number)}})
+        sent = running.curl(*device, *JSON, "-d", reading, f"{running.ingest_url}/v1/telemetry/sensors")
+        assert sent[0] == 202
+    url = f"{running.url}/v1/tenants/{TENANT}/devices/pump-9/rollups?metric=flow&window=1h"
+    ends_s = time.monotonic() + 20
+    while True:
+        status, body = running.curl(*key, url)
+        windows = json.loads(body).get("items", [])
+        if sum(window["count"] for window in windows) == 10:
+            break
+        assert time.monotonic() < ends_s, (status, body)
+        time.sleep(0.1)
+    assert sum(window["statistics"]["sum"] for window in windows) == 45.0
+    assert running.curl(*device, url)[0] == 401, "a device does not read roll-ups"
+
+
 def test_a_revoked_certificate_is_refused_by_both_gateways_within_a_second(
     running: Running, tmp_path: Path
 ) -> None:
@@ -76,15 +98,20 @@ def test_a_revoked_certificate_is_refused_by_both_gateways_within_a_second(
             running.curl(*device, *JSON, "-d", '{"ts": 1, "metrics": {"a": 1}}', url)
 
 
-def test_the_standard_routes_are_the_operations_of_the_service_with_their_scopes() -> None:
+@pytest.mark.parametrize(
+    ("service", "operations"), [("device", device_operations()), ("analytics", analytics_operations())]
+)
+def test_the_standard_routes_are_the_operations_of_the_services_with_their_scopes(
+    service: str, operations: Operations[Any]
+) -> None:
     routed = {
         (route.method, route.path, route.operation.partition("#")[2], tuple(route.scopes))
         for route in routes_file.load(ROUTES).routes
-        if route.upstream == "device"
+        if route.upstream == service
     }
     assert routed == {
         (operation.method, operation.path, operation.name, (operation.scope,) if operation.scope else ())
-        for operation in operations()
+        for operation in operations
     }
 
 

@@ -13,11 +13,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from commands.demo.platform import SERVICES
 from routing.gateway import openapi, routes_file
 from routing.tenancy.identity import Kind
 from runtime import clock
+from tests.support.feeds import group, write_local
 from tests.support.platform import Running, platform
 
 pytestmark = pytest.mark.end_to_end
@@ -37,6 +40,7 @@ THERE = """
 "path.tenant" = "tenant-of-schemathesis"
 "path.device" = "there"
 "path.group" = "there"
+"query.metric" = "temperature"
 """
 """Things that are there, so that more than 404 is seen of what reads and changes them."""
 ENDING = ("remove-device", "erase-device", "remove-group")
@@ -65,6 +69,12 @@ def put_things_there(running: Running, key: str) -> None:
         url = f"{running.url}/v1/tenants/{TENANT}/{kind}s"
         status, body = running.curl(*words, "-d", json.dumps({kind: "there"}), url)
         assert status == 201, body
+    readings = [
+        msgspec.json.encode({"ts": clock.unix_ms() - index * 100_000, "metrics": {"temperature": index % 7}})
+        for index in range(50)
+    ]
+    sent = group(1, readings, tenant=TENANT, device="there", received_at_ms=clock.unix_ms())
+    write_local(running.folder / "local.db", sent)
 
 
 def ask(running: Running, folder: Path, version: str, key: str, *words: str) -> None:
@@ -80,7 +90,7 @@ def ask(running: Running, folder: Path, version: str, key: str, *words: str) -> 
 
 def failed(running: Running) -> list[str]:
     """Return the lines of the logs that tell of errors that should not be."""
-    logs = [(running.folder / f"{name}.log").read_text() for name in ("api", "device")]
+    logs = [(running.folder / f"{name}.log").read_text() for name in ("api", *SERVICES)]
     return [line for log in logs for line in log.splitlines() if '"level": "error"' in line]
 
 

@@ -146,6 +146,21 @@ class Writer:
                 ).rowcount
         return swept
 
+    def forget(self, tenant: str, device: str) -> int:
+        """Delete all that is of one device and no other; return how many roll-ups.
+
+        What it has added to the roll-ups of all devices stays: nobody can tell it from that of others.
+        """
+        with self._transaction():
+            erased = self._connection.execute(
+                "DELETE FROM rollups WHERE series IN "
+                "(SELECT number FROM series WHERE tenant = ? AND device = ?)",
+                (tenant, device),
+            ).rowcount
+            self._connection.execute("DELETE FROM series WHERE tenant = ? AND device = ?", (tenant, device))
+            self._connection.execute("DELETE FROM devices WHERE tenant = ? AND name = ?", (tenant, device))
+        return erased
+
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         self._connection.execute("BEGIN IMMEDIATE")

@@ -1,0 +1,1 @@
+"""The operations of the analytics service, a module a noun."""

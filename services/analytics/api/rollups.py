@@ -1,0 +1,123 @@
+"""Operations on roll-ups: of a device, and of all devices of a tenant."""
+
+from __future__ import annotations
+
+from typing import Final, TypeVar
+
+from msgspec import UNSET
+
+from services.analytics.resources import (
+    DeviceWindow,
+    ErasedRollups,
+    FleetWindow,
+    RollupsQuery,
+    device_window,
+    fleet_window,
+    ms_of,
+    refuse_unless_in_order,
+)
+from services.analytics.rollup import Rollup
+from services.analytics.series import EVERY_DEVICE
+from services.analytics.service import AnalyticsService
+from services.analytics.watermark import watermark_ms
+from services.analytics.windows import Window
+from services.web.operations import Asked, NoBody, NoQuery, Operations, Reply
+from services.web.page import Page, key_of, page_of
+from services.web.refusal import not_found, unprocessable
+
+WindowT = TypeVar("WindowT", bound=FleetWindow)
+END_S: Final = 2**40
+NONE: Final = {404: "No such metric has come in."}
+
+
+def register(operations: Operations[AnalyticsService]) -> None:
+    """Register them."""
+    operations.add(
+        "GET",
+        "/v1/tenants/{tenant}/devices/{device}/rollups",
+        of_device,
+        name="list-device-rollups",
+        summary="List the roll-ups of a metric of a device, the oldest first",
+        description="Windows without a value are left out.",
+        tag="rollups",
+        scope="analytics:read",
+        query=RollupsQuery,
+        answers={200: Page[DeviceWindow]},
+        refusals=NONE,
+    )
+    operations.add(
+        "GET",
+        "/v1/tenants/{tenant}/rollups",
+        of_fleet,
+        name="list-tenant-rollups",
+        summary="List the roll-ups of a metric of all devices of a tenant, the oldest first",
+        description="Quantiles are of all numbers of all devices: their sketches are merged.",
+        tag="rollups",
+        scope="analytics:read",
+        query=RollupsQuery,
+        answers={200: Page[FleetWindow]},
+        refusals=NONE,
+    )
+    operations.add(
+        "DELETE",
+        "/v1/tenants/{tenant}/devices/{device}/rollups",
+        forget,
+        name="erase-device-rollups",
+        summary="Erase roll-ups, series and anomalies of a device",
+        description="What it has added to the roll-ups of all devices stays.",
+        tag="rollups",
+        scope="privacy:write",
+        answers={200: ErasedRollups},
+    )
+
+
+async def of_device(service: AnalyticsService, asked: Asked[RollupsQuery, NoBody]) -> Reply:
+    """Answer list-device-rollups."""
+    tenant, name, query = asked.path["tenant"], asked.path["device"], asked.query
+    window, found = _windows(service, tenant, name, query)
+    device = service.reader.device(tenant, name)
+    final_ms = watermark_ms(device.high_ms, service.rules.tolerance) if device is not None else 0
+    shown = [
+        device_window(start_s, rollup, window, query.quantiles, final_ms=final_ms)
+        for start_s, rollup in found
+    ]
+    return Reply(_page(shown, query.limit))
+
+
+async def of_fleet(service: AnalyticsService, asked: Asked[RollupsQuery, NoBody]) -> Reply:
+    """Answer list-tenant-rollups."""
+    query = asked.query
+    window, found = _windows(service, asked.path["tenant"], EVERY_DEVICE, query)
+    shown = [fleet_window(start_s, rollup, window, query.quantiles) for start_s, rollup in found]
+    return Reply(_page(shown, query.limit))
+
+
+async def forget(service: AnalyticsService, asked: Asked[NoQuery, NoBody]) -> Reply:
+    """Answer erase-device-rollups."""
+    return Reply(ErasedRollups(await service.consumer.forget(asked.path["tenant"], asked.path["device"])))
+
+
+def _windows(
+    service: AnalyticsService, tenant: str, device: str, query: RollupsQuery
+) -> tuple[Window, list[tuple[int, Rollup]]]:
+    """Return the size that is asked for, and one window more than the page has."""
+    rules = service.rules
+    window = rules.windows[0] if query.window is UNSET else rules.window(query.window)
+    if window is None:
+        raise unprocessable(f"window: one of {', '.join(each.name for each in rules.windows)}")
+    from_s = 0 if query.since is UNSET else window.start_of(ms_of(query.since))
+    to_s = END_S if query.until is UNSET else -(-ms_of(query.until) // 1000)
+    refuse_unless_in_order(from_s, to_s)
+    after_s = key_of(query.cursor, int)
+    if after_s is not None:
+        from_s = min(max(from_s, after_s + 1), END_S)
+    series = service.reader.series_of(
+        tenant, device, query.metric, None if query.stream is UNSET else query.stream
+    )
+    if not series:
+        raise not_found(f"metric {query.metric}")
+    return window, service.reader.windows(series, window.size_s, from_s, to_s, query.limit + 1)
+
+
+def _page(shown: list[WindowT], limit: int) -> Page[WindowT]:
+    return page_of(shown, limit, lambda window: int(window.start.timestamp()))
