@@ -44,7 +44,8 @@ def load(
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{path}: not TOML: {error}") from error
+        at = re.search(r"at line (\d+)", str(error))
+        raise SettingsError(f"{path}:{f'{at[1]}: ' if at else ' '}not TOML: {error}") from error
     for override in overrides:
         _override(data, override)
     return parse(data, struct, check=check, source=str(path), text=text)
@@ -139,26 +140,31 @@ def _inner(kind: Any, value: Any, where: str) -> list[tuple[type[msgspec.Struct]
 
 
 def _place(source: str, text: str, path: str) -> str:
-    """Return `source:line: ` of a key, by looking for its section and then for the key."""
+    """Return `source:line: ` of a key, or of what it is in: its section, its entry, the inline table."""
     parts = re.split(r"[.\[]", path)
-    key = parts[-1]
-    section = parts[0]
+    section, key = parts[0], parts[-1]
+    names = [part for part in parts if not part.endswith("]")]
     wanted = int(number[-1]) if (number := re.findall(r"\[(\d+)\]", path)) else 0
-    seen, inside = -1, len(parts) == 1
+    seen, inside, near = -1, len(parts) == 1, 0
     for line, content in enumerate(text.splitlines(), start=1):
-        head = re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", content)
+        head = re.match(r"\s*(\[+)\s*([^\]]+?)\s*\]+", content)
         if head:
-            name = head.group(1).replace('"', "")
-            if name == ".".join(part for part in parts if not part.endswith("]")) and len(parts) > 1:
+            name = head.group(2).replace('"', "")
+            if name == ".".join(names) and len(parts) > 1 and not number:
                 return f"{source}:{line}: "
-            if name.split(".")[0] == section:
+            if name == section and len(head.group(1)) == 2:
                 seen += 1
             inside = name.split(".")[0] == section and (not number or seen == wanted)
             if inside and len(parts) > 2 and not number:
                 inside = name == ".".join(parts[:-1])
-        elif inside and re.match(rf"\s*\"?{re.escape(key)}\"?\s*=", content):
-            return f"{source}:{line}: "
-    return f"{source}: "
+            if inside and (not near or name == ".".join(names[:-1])):
+                near = line
+        elif inside and (assigned := re.match(r"\s*\"?([\w-]+)\"?\s*=", content)):
+            if assigned[1] == key:
+                return f"{source}:{line}: "
+            if assigned[1] in names[1:]:
+                near = line
+    return f"{source}:{near}: " if near else f"{source}: "
 
 
 def split_bind(bind: str) -> tuple[str, int]:
