@@ -47,7 +47,15 @@ class Said(msgspec.Struct, frozen=True):
 class ApiGateway:
     """One gateway over plain HTTP, or what `api` and `extra` say; `routes` is the text of its routes file."""
 
-    def __init__(self, folder: Path, routes: str, *, api: str = 'tls = "off"', extra: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        routes: str,
+        *,
+        api: str = 'tls = "off"',
+        extra: str = "",
+        drain_deadline_s: float = 10,
+    ) -> None:
         self.folder = folder
         self.port, self.admin = free_port(), free_port()
         self.routes = folder / "routes.toml"
@@ -62,7 +70,7 @@ data_dir = "{folder}/api"
 registry = "{folder}/registry.db"
 routes = "{self.routes}"
 reload_poll_s = 0.1
-drain_deadline_s = 10
+drain_deadline_s = {drain_deadline_s}
 {api}
 [admin]
 bind = "127.0.0.1:{self.admin}"
