@@ -24,7 +24,7 @@ _DIGEST_POINTS: Final = 8
 
 
 class ConsistentHash:
-    """Hot path: guarded by `bench/test_balancing.py`."""
+    """Hot: guarded by bench/test_balancing.py::test_choose."""
 
     def __init__(self, *, load_max: float) -> None:
         assert load_max == 0 or load_max >= 1

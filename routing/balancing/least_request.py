@@ -15,7 +15,7 @@ from routing.balancing.policy import Random
 
 
 class LeastRequest:
-    """Hot path: guarded by `bench/test_balancing.py`."""
+    """Hot: guarded by bench/test_balancing.py::test_choose."""
 
     def __init__(self) -> None:
         self._hosts: tuple[Host, ...] = ()

@@ -11,7 +11,7 @@ from routing.balancing.policy import Random
 class RoundRobin:
     """Each turn all gain their weight; the one with most is chosen and pays what all gained.
 
-    Hot path: guarded by `bench/test_balancing.py`.
+    Hot: guarded by bench/test_balancing.py::test_choose.
     """
 
     def __init__(self) -> None:

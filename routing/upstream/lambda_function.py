@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import uuid
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -22,6 +23,8 @@ from runtime import clock
 
 TEXTS: Final = ("text/", "application/json", "application/javascript", "application/xml")
 """Bodies of these types, and of +json and +xml, are passed as text; all others in base64."""
+TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+"""What a header may be called (RFC 9110 5.6.2)."""
 
 
 class _Result(msgspec.Struct, rename="camel"):
@@ -124,12 +127,12 @@ def result_of(payload: bytes) -> tuple[int, CIMultiDict[str], bytes]:
     headers: CIMultiDict[str] = CIMultiDict()
     for name, value in result.headers.items():
         text = msgspec.json.encode(value).decode() if not isinstance(value, str) else value
-        if _breaks_lines(name) or _breaks_lines(text):
-            raise UpstreamError(Reason.BAD_ANSWER, "the function's headers have line breaks")
+        if TOKEN.fullmatch(name) is None or _breaks_lines(text):
+            raise UpstreamError(Reason.BAD_ANSWER, "the function's headers cannot be sent")
         headers[name] = text
     for cookie in result.cookies:
         if _breaks_lines(cookie):
-            raise UpstreamError(Reason.BAD_ANSWER, "the function's headers have line breaks")
+            raise UpstreamError(Reason.BAD_ANSWER, "the function's cookies cannot be sent")
         headers.add("Set-Cookie", cookie)
     headers.setdefault("Content-Type", "application/json")
     return result.status_code, headers, body
