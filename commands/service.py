@@ -15,6 +15,7 @@ from runtime.logs import make_log
 from runtime.settings_file import SettingsError
 from services import settings
 from services.analytics import app as analytics_app
+from services.data import app as data_app
 from services.device import app as device_app
 from services.settings import Settings
 from services.web import openapi, process
@@ -31,6 +32,7 @@ class Name(enum.Enum):
     """The services by name."""
 
     DEVICE = "device"
+    DATA = "data"
     ANALYTICS = "analytics"
 
 
@@ -47,6 +49,7 @@ SERVICES: Final = {
     Name.ANALYTICS: _Service(
         analytics_app.made, lambda found: found.analytics.bind, analytics_app.operations
     ),
+    Name.DATA: _Service(data_app.made, lambda found: found.data.bind, data_app.operations),
 }
 
 
@@ -60,6 +63,12 @@ def device(config: ConfigOption, overrides: SetOption = None) -> None:
 def analytics(config: ConfigOption, overrides: SetOption = None) -> None:
     """Serve roll-ups, series and anomalies of the telemetry in the stream until SIGTERM."""
     _serve(Name.ANALYTICS, config, overrides)
+
+
+@app.command("data")
+def data(config: ConfigOption, overrides: SetOption = None) -> None:
+    """Take telemetry in from the stream, and serve it until SIGTERM."""
+    _serve(Name.DATA, config, overrides)
 
 
 @app.command("openapi")

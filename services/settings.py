@@ -100,6 +100,21 @@ class Data(Section, frozen=True):
     """The data service."""
 
     bind: str = "127.0.0.1:8102"
+    retention_days: Days = 30
+    bytes_max: Annotated[int, msgspec.Meta(ge=16_777_216)] = 17_179_869_184
+    """Of the warehouse on disk: beyond it the oldest records go."""
+    memory_mib: Annotated[int, msgspec.Meta(ge=64)] = 512
+    """What DuckDB may use; so are the threads."""
+    threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 2
+    reads_max: Annotated[int, msgspec.Meta(ge=1, le=256)] = 4
+    """Reads of the warehouse at once; more wait for their turn, up to the next."""
+    reads_waiting_max: Count = 64
+    read_deadline_s: Annotated[float, msgspec.Meta(ge=0.1, le=300)] = 10.0
+    stream_deadline_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 300.0
+    """For a caller to read a stream to its end."""
+    tails_max: Count = 1000
+    recent_bytes_max: Annotated[int, msgspec.Meta(ge=65_536)] = 67_108_864
+    """Of the newest records in memory, for live streams."""
 
 
 class WindowSize(Section, frozen=True):

@@ -29,13 +29,15 @@ SCOPES: Final = (
     "imports:write",
     "keys:read",
     "keys:write",
+    "live:read",
     "privacy:write",
     "shadow:read",
     "shadow:write",
+    "telemetry:read",
     "tenants:read",
     "usage:read",
 )
-SERVICES: Final = ("device", "analytics")
+SERVICES: Final = ("device", "data", "analytics")
 API: Final = """\
 # Written by `headworks dev`; see docs/guides/api.md.
 [api]
@@ -58,7 +60,7 @@ requests_per_s = 200
 bind = "127.0.0.1:{api_admin}"
 """
 SERVICES_TOML: Final = """\
-# Written by `headworks dev`; see docs/guides/devices.md.
+# Written by `headworks dev`; see docs/guides/data.md.
 [service]
 data_dir = "{folder}/services"
 registry = "{folder}/registry.db"
@@ -67,9 +69,13 @@ passport_key = "{folder}/api/passport.pub"
 [device]
 bind = "127.0.0.1:{device}"
 ca_dir = "{folder}/pki"
+telemetry = "{folder}/local.db"
 
 [feed]
 file = "{folder}/local.db"
+
+[data]
+bind = "127.0.0.1:{data}"
 
 [analytics]
 bind = "127.0.0.1:{analytics}"
@@ -82,6 +88,7 @@ class PlatformPorts(msgspec.Struct, frozen=True):
     api: int = 8444
     api_admin: int = 9091
     device: int = 8101
+    data: int = 8102
     analytics: int = 8103
 
 

@@ -1,0 +1,1 @@
+"""The data service: telemetry, read back by device, stream, metric and time."""

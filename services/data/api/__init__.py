@@ -1,0 +1,1 @@
+"""The operations of the data service, a module a noun."""
