@@ -9,8 +9,8 @@ import msgspec
 from msgspec import Meta
 
 from protocols.telemetry import TS_MS_MAX
-from services.web.page import Cursor, Limit
-from services.web.refusal import invalid
+from services.web.page import PageQuery
+from services.web.refusal import unprocessable
 
 STREAM_ROWS_MAX: Final = 1_000_000
 METRICS_MAX: Final = 32
@@ -90,7 +90,7 @@ class Metric(msgspec.Struct, frozen=True):
     last_ts: int
 
 
-class SelectionQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class SelectionQuery(PageQuery, frozen=True, kw_only=True):
     """Which values are asked for; queries of values derive from it."""
 
     stream: StreamName = ""
@@ -99,18 +99,14 @@ class SelectionQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     ] = msgspec.field(default_factory=list)
     from_: Annotated[Ms, Meta(description="Not before (Unix ms).")] = msgspec.field(default=0, name="from")
     to: Annotated[Ms, Meta(description="Before (Unix ms).")] = TS_MS_MAX + 1
-    cursor: Cursor = ""
-    limit: (
-        Annotated[
-            int,
-            Meta(
-                ge=1,
-                le=STREAM_ROWS_MAX,
-                description="At most so many: in JSON up to 1000, and 100 if left out; in streams a million.",
-            ),
-        ]
-        | None
-    ) = None
+    limit: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=STREAM_ROWS_MAX,
+            description="At most so many: of JSON never more than 1000, and 100 if left out; of streams all.",
+        ),
+    ] = 0
 
 
 class PointsQuery(SelectionQuery, frozen=True, kw_only=True):
@@ -122,17 +118,11 @@ class PointsQuery(SelectionQuery, frozen=True, kw_only=True):
 class BucketsQuery(SelectionQuery, frozen=True, kw_only=True):
     """Which buckets are asked for."""
 
+    from_: Annotated[Ms, Meta(description="Not before (Unix ms).")] = msgspec.field(name="from")
     every: Annotated[
         str,
         Meta(pattern=f"^{EVERY.pattern}$", description="How long a bucket is: 500ms, 10s, 5m, 1h, 1d."),
     ]
-
-
-class SeriesQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which page of the series of a device."""
-
-    limit: Limit = 100
-    cursor: Cursor = ""
 
 
 class Erased(msgspec.Struct, frozen=True):
@@ -157,10 +147,8 @@ def every_ms(text: str) -> int:
 
 def refuse_too_many_buckets(from_ms: int, to_ms: int, length_ms: int) -> None:
     """Refuse a range with more buckets of a series than there may be."""
-    if not from_ms:
-        raise invalid("from: buckets need a beginning")
     if (to_ms - from_ms) // length_ms > BUCKETS_MAX:
-        raise invalid(f"every: at most {BUCKETS_MAX} buckets between from and to")
+        raise unprocessable(f"every: at most {BUCKETS_MAX} buckets between from and to")
 
 
 def value_of(number: float | None, boolean: bool | None, text: str | None) -> Value:  # noqa: FBT001  # a column

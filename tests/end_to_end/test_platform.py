@@ -15,6 +15,7 @@ from routing.tenancy.identity import Kind
 from routing.tenancy.registry import Status
 from runtime import clock
 from services.analytics.app import operations as analytics_operations
+from services.data.app import operations as data_operations
 from services.device.app import operations as device_operations
 from services.web.operations import Operations
 from tests.support.platform import Running, platform
@@ -99,19 +100,25 @@ def test_a_revoked_certificate_is_refused_by_both_gateways_within_a_second(
 
 
 @pytest.mark.parametrize(
-    ("service", "operations"), [("device", device_operations()), ("analytics", analytics_operations())]
+    ("upstream", "operations", "internal"),
+    [
+        ("device", device_operations(), set()),
+        ("data", data_operations(), {"tail"}),
+        ("analytics", analytics_operations(), set()),
+    ],
 )
 def test_the_standard_routes_are_the_operations_of_the_services_with_their_scopes(
-    service: str, operations: Operations[Any]
+    upstream: str, operations: Operations[Any], internal: set[str]
 ) -> None:
     routed = {
         (route.method, route.path, route.operation.partition("#")[2], tuple(route.scopes))
         for route in routes_file.load(ROUTES).routes
-        if route.upstream == service
+        if route.upstream == upstream
     }
     assert routed == {
         (operation.method, operation.path, operation.name, (operation.scope,) if operation.scope else ())
         for operation in operations
+        if operation.name not in internal
     }
 
 
@@ -253,4 +260,5 @@ def test_a_caller_gets_in_where_it_may_and_nowhere_else(
 
 
 def test_only_what_describes_the_api_is_open_to_everybody() -> None:
-    assert {route.name for route in all_routes() if route.public} == {"openapi", "docs"}
+    public = {route.name for route in all_routes() if route.public}
+    assert public == {"openapi", "openapi-v2", "docs", "docs-v2"}

@@ -8,6 +8,7 @@ request is. 400 may not, and 5xx may not.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ def put_things_there(running: Running, key: str) -> None:
         words = ("-H", f"X-API-Key: {key}", "-H", "Content-Type: application/json")
         url = f"{running.url}/v1/tenants/{TENANT}/{kind}s"
         status, body = running.curl(*words, "-d", json.dumps({kind: "there"}), url)
-        assert status == 201, body
+        assert status in {201, 409}, body  # another version of the document was here before
     readings = [
         msgspec.json.encode({"ts": clock.unix_ms() - index * 100_000, "metrics": {"temperature": index % 7}})
         for index in range(50)
@@ -84,7 +85,7 @@ def ask(running: Running, folder: Path, version: str, key: str, *words: str) -> 
     command += ["--checks", "all", "--seed", str(SEED), "--max-examples", str(EXAMPLES), "--workers", "1"]
     command += ["--continue-on-failure", "--no-color", *words]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=110, check=False)
-    if done.returncode or "Stateful (in" not in done.stdout:
+    if done.returncode or not re.search(r"Stateful (\(in|\(not applicable)", done.stdout):
         pytest.fail(done.stdout + done.stderr, pytrace=False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,10 @@ class Running:
 
     def registry(self) -> contextlib.closing[Registry]:
         return contextlib.closing(Registry(self.folder / "registry.db"))
+
+    def tls(self) -> ssl.SSLContext:
+        """Return what a client trusts the platform with."""
+        return ssl.create_default_context(cafile=str(self.node.ca.ca_path))
 
     def curl(self, *words: str) -> tuple[int, str]:
         """Return status and body of what curl gets."""

@@ -8,12 +8,12 @@ import sqlite3
 from pathlib import Path
 from typing import Any, Final
 
-from services.data.resources import Erased, Latest, Metric, SeriesQuery, value_of
+from services.data.resources import Erased, Latest, Metric, value_of
 from services.data.selection import latest
 from services.data.service import DataService
 from services.data.warehouse import WarehouseError
 from services.web.operations import Asked, NoBody, NoQuery, Operations, Reply
-from services.web.page import Page, key_of, page_of
+from services.web.page import Page, PageQuery, key_of, page_of
 from services.web.refusal import Refused
 
 ONE: Final = "/v2/tenants/{tenant}/devices/{device}"
@@ -31,7 +31,7 @@ def register(operations: Operations[DataService]) -> None:
         summary="The newest value of each metric of a device",
         tag="telemetry",
         scope="telemetry:read",
-        query=SeriesQuery,
+        query=PageQuery,
         answers={200: Page[Latest]},
         refusals=REFUSALS,
     )
@@ -43,7 +43,7 @@ def register(operations: Operations[DataService]) -> None:
         summary="The metrics that a device sends",
         tag="telemetry",
         scope="telemetry:read",
-        query=SeriesQuery,
+        query=PageQuery,
         answers={200: Page[Metric]},
         refusals=REFUSALS,
     )
@@ -61,13 +61,13 @@ def register(operations: Operations[DataService]) -> None:
     )
 
 
-async def _page(service: DataService, asked: Asked[SeriesQuery, NoBody]) -> list[tuple[Any, ...]]:
+async def _page(service: DataService, asked: Asked[PageQuery, NoBody]) -> list[tuple[Any, ...]]:
     path, query = asked.path, asked.query
     after = key_of(query.cursor, tuple[str, str])
     return await service.reader.rows(latest(path["tenant"], path["device"], after, query.limit + 1))
 
 
-async def find_latest(service: DataService, asked: Asked[SeriesQuery, NoBody]) -> Reply:
+async def find_latest(service: DataService, asked: Asked[PageQuery, NoBody]) -> Reply:
     """Answer list-latest."""
     found = [
         Latest(row[0], row[1], row[2], value_of(*row[3:6]), row[6]) for row in await _page(service, asked)
@@ -75,7 +75,7 @@ async def find_latest(service: DataService, asked: Asked[SeriesQuery, NoBody]) -
     return Reply(page_of(found, asked.query.limit, lambda each: (each.stream, each.metric)))
 
 
-async def find_metrics(service: DataService, asked: Asked[SeriesQuery, NoBody]) -> Reply:
+async def find_metrics(service: DataService, asked: Asked[PageQuery, NoBody]) -> Reply:
     """Answer list-metrics."""
     found = [
         Metric(

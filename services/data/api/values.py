@@ -28,7 +28,7 @@ from services.data.selection import BucketKey, PointKey, Selection
 from services.data.service import DataService
 from services.web.operations import Asked, Content, NoBody, Operations, Reply
 from services.web.page import LIMIT_MAX, Page, cursor_of, key_of
-from services.web.refusal import Refused, invalid
+from services.web.refusal import Refused, unprocessable
 
 ONE: Final = "/v2/tenants/{tenant}/devices/{device}/telemetry"
 PAGE_DEFAULT: Final = 100
@@ -120,7 +120,7 @@ def _key(query: SelectionQuery, kind: Any) -> Any:
 
 def _selection(path: Mapping[str, str], query: SelectionQuery) -> Selection:
     if query.from_ >= query.to:
-        raise invalid("from: not before to")
+        raise unprocessable("from: not before to")
     return Selection(
         tenant=path["tenant"],
         device=path["device"],
@@ -136,9 +136,7 @@ async def _answer(
 ) -> Reply | web.StreamResponse:
     form, reader = wanted(asked.request.headers.get("Accept", "")), service.reader
     if form is Format.JSON:
-        limit = asked.query.limit or PAGE_DEFAULT
-        if limit > LIMIT_MAX:
-            raise invalid(f"limit: at most {LIMIT_MAX} in {JSON}")
+        limit = min(asked.query.limit or PAGE_DEFAULT, LIMIT_MAX)
         rows = await reader.rows(listing.asked(after, limit + 1))
         following = cursor_of(listing.key(rows[limit - 1])) if len(rows) > limit else ""
         return Reply(Page([listing.item(row) for row in rows[:limit]], following))
