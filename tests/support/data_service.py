@@ -62,8 +62,8 @@ class Service:
 
     async def has(self, *groups: Group) -> None:
         """Put groups into the sink, and wait until the service has them."""
-        await asyncio.to_thread(write_local, self.sink, *groups)
         count = await self.taken()
+        await asyncio.to_thread(write_local, self.sink, *groups)
         wanted = sum(run.count for group in groups for run in group.runs)
         await self.until(count + wanted)
 
