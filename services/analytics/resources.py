@@ -1,24 +1,23 @@
-"""What callers see: roll-ups, series, anomalies, the watermark of a device."""
+"""What callers see: roll-ups, series, anomalies, watermarks. Times are Unix ms, as devices send them."""
 
 from __future__ import annotations
 
-import datetime as dt
 from typing import Annotated, Final
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import Meta
 
+from protocols.telemetry import TS_MS_MAX
 from services.analytics.baseline import score_of
 from services.analytics.rollup import Rollup
 from services.analytics.series import Series
 from services.analytics.windows import SIZE, Window
 from services.web.page import PageQuery
-from services.web.refusal import unprocessable
 
 QUANTILES_MAX: Final = 8
-Moment = Annotated[dt.datetime, Meta(tz=True)]
+Ms = Annotated[int, Meta(ge=0, le=TS_MS_MAX + 1)]
 Metric = Annotated[str, Meta(min_length=1, max_length=128)]
-Stream = Annotated[str, Meta(min_length=1, max_length=256, description="Of all streams when it is left out.")]
+Stream = Annotated[str, Meta(max_length=512, description="Only of this stream; of all when it is left out.")]
 Quantile = Annotated[float, Meta(ge=0, le=1)]
 
 
@@ -26,19 +25,14 @@ class RollupsQuery(PageQuery, frozen=True, kw_only=True):
     """Which windows are asked for, the oldest first."""
 
     metric: Metric
-    window: (
-        Annotated[
-            str, Meta(pattern=f"^{SIZE}$", description="A size of the settings, as in 5m; else the finest.")
-        ]
-        | UnsetType
-    ) = UNSET
-    stream: Stream | UnsetType = UNSET
-    since: Annotated[Moment, Meta(description="The first window is the one of this time.")] | UnsetType = (
-        msgspec.field(default=UNSET, name="from")
+    window: Annotated[
+        str, Meta(pattern=f"^({SIZE})?$", description="A size of the settings, as in 5m; else the finest.")
+    ] = ""
+    stream: Stream = ""
+    from_: Annotated[Ms, Meta(description="The first window is the one of this time (Unix ms).")] = (
+        msgspec.field(default=0, name="from")
     )
-    until: Annotated[Moment, Meta(description="No window begins at this time or later.")] | UnsetType = (
-        msgspec.field(default=UNSET, name="to")
-    )
+    to: Annotated[Ms, Meta(description="No window begins at this time or later (Unix ms).")] = TS_MS_MAX + 1
     quantiles: Annotated[
         list[Quantile], Meta(max_length=QUANTILES_MAX, description="Which quantiles, from 0 to 1.")
     ] = msgspec.field(default_factory=lambda: [0.5, 0.9, 0.99], name="q")
@@ -47,14 +41,14 @@ class RollupsQuery(PageQuery, frozen=True, kw_only=True):
 class AnomaliesQuery(PageQuery, frozen=True, kw_only=True):
     """Which anomalies are asked for, the newest first."""
 
-    since: Moment | UnsetType = msgspec.field(default=UNSET, name="from")
+    from_: Annotated[Ms, Meta(description="Not before (Unix ms).")] = msgspec.field(default=0, name="from")
     sigma_min: Annotated[float, Meta(ge=0, description="At least so many deviations.")] = 0.0
 
 
 class Reading(msgspec.Struct, frozen=True):
     """A number, and when it was measured."""
 
-    at: dt.datetime
+    ts: int
     value: float
 
 
@@ -79,8 +73,8 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
 class FleetWindow(msgspec.Struct, frozen=True, kw_only=True):
     """A window of all devices of a tenant: `count` numbers, and `texts` that were counted only."""
 
-    start: dt.datetime
-    end: dt.datetime
+    start: int
+    end: int
     count: int
     texts: int
     statistics: Statistics | None
@@ -103,13 +97,13 @@ class MetricOf(msgspec.Struct, frozen=True):
 
     metric: str
     stream: str
-    last_at: dt.datetime
+    last_ts: int
 
 
 class AnomalyOf(msgspec.Struct, frozen=True, kw_only=True):
     """A number that was `sigma` deviations off what the series did; `score` is that from 0 to 1."""
 
-    at: dt.datetime
+    ts: int
     value: float
     sigma: float
     score: float
@@ -124,7 +118,7 @@ class SeriesOf(msgspec.Struct, frozen=True, kw_only=True):
 
     metric: str
     stream: str
-    last_at: dt.datetime
+    last_ts: int
     last: float | None
     sigma: float | None
     score: float | None
@@ -146,8 +140,8 @@ class Watermark(msgspec.Struct, frozen=True, kw_only=True):
     `dropped` are values that are in no roll-up, by why.
     """
 
-    latest_at: dt.datetime | None
-    final_until: dt.datetime | None
+    latest_ts: int | None
+    final_until: int | None
     dropped: dict[str, int]
 
 
@@ -155,16 +149,6 @@ class ErasedRollups(msgspec.Struct, frozen=True):
     """How many roll-ups of a device are gone."""
 
     rollups: int
-
-
-def at_ms(unix_ms: int) -> dt.datetime:
-    """Return a time as callers see it: RFC 3339, UTC."""
-    return dt.datetime.fromtimestamp(unix_ms / 1000, tz=dt.UTC)
-
-
-def ms_of(moment: dt.datetime) -> int:
-    """Return a time as Unix ms."""
-    return round(moment.timestamp() * 1000)
 
 
 def statistics_of(rollup: Rollup, quantiles: list[float]) -> Statistics | None:
@@ -184,8 +168,8 @@ def statistics_of(rollup: Rollup, quantiles: list[float]) -> Statistics | None:
 def fleet_window(start_s: int, rollup: Rollup, window: Window, quantiles: list[float]) -> FleetWindow:
     """Return a window of all devices."""
     return FleetWindow(
-        start=at_ms(start_s * 1000),
-        end=at_ms((start_s + window.size_s) * 1000),
+        start=start_s * 1000,
+        end=(start_s + window.size_s) * 1000,
         count=rollup.count,
         texts=rollup.texts,
         statistics=statistics_of(rollup, quantiles),
@@ -198,14 +182,14 @@ def device_window(
     """Return a window of a device whose windows are final until `final_ms`."""
     end_ms = (start_s + window.size_s) * 1000
     return DeviceWindow(
-        start=at_ms(start_s * 1000),
-        end=at_ms(end_ms),
+        start=start_s * 1000,
+        end=end_ms,
         final=end_ms <= final_ms,
         count=rollup.count,
         texts=rollup.texts,
         statistics=statistics_of(rollup, quantiles),
-        first=Reading(at_ms(rollup.first_ms), rollup.first) if rollup.count else None,
-        last=Reading(at_ms(rollup.last_ms), rollup.last) if rollup.count else None,
+        first=Reading(rollup.first_ms, rollup.first) if rollup.count else None,
+        last=Reading(rollup.last_ms, rollup.last) if rollup.count else None,
         rate_per_s=rollup.rate_per_s,
     )
 
@@ -216,16 +200,14 @@ def series_of_device(series: Series) -> SeriesOf:
     return SeriesOf(
         metric=series.key.metric,
         stream=series.key.stream,
-        last_at=at_ms(series.last_ms),
+        last_ts=series.last_ms,
         last=series.last,
         sigma=series.sigma,
         score=None if series.sigma is None else score_of(series.sigma),
         anomalies=series.anomalies,
         anomaly=None
         if found is None
-        else AnomalyOf(
-            at=at_ms(found.at_ms), value=found.value, sigma=found.sigma, score=score_of(found.sigma)
-        ),
+        else AnomalyOf(ts=found.at_ms, value=found.value, sigma=found.sigma, score=score_of(found.sigma)),
     )
 
 
@@ -234,7 +216,7 @@ def anomaly_of_device(series: Series) -> AnomalyOfDevice:
     found = series.anomaly
     assert found is not None
     return AnomalyOfDevice(
-        at=at_ms(found.at_ms),
+        ts=found.at_ms,
         value=found.value,
         sigma=found.sigma,
         score=score_of(found.sigma),
@@ -242,9 +224,3 @@ def anomaly_of_device(series: Series) -> AnomalyOfDevice:
         metric=series.key.metric,
         stream=series.key.stream,
     )
-
-
-def refuse_unless_in_order(since_ms: int, until_ms: int) -> None:
-    """Refuse a range that ends before it begins."""
-    if until_ms < since_ms:
-        raise unprocessable("to: before from")

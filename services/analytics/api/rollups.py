@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final, TypeVar
 
-from msgspec import UNSET
-
 from services.analytics.resources import (
     DeviceWindow,
     ErasedRollups,
@@ -13,8 +11,6 @@ from services.analytics.resources import (
     RollupsQuery,
     device_window,
     fleet_window,
-    ms_of,
-    refuse_unless_in_order,
 )
 from services.analytics.rollup import Rollup
 from services.analytics.series import EVERY_DEVICE
@@ -102,22 +98,20 @@ def _windows(
 ) -> tuple[Window, list[tuple[int, Rollup]]]:
     """Return the size that is asked for, and one window more than the page has."""
     rules = service.rules
-    window = rules.windows[0] if query.window is UNSET else rules.window(query.window)
+    window = rules.window(query.window) if query.window else rules.windows[0]
     if window is None:
         raise unprocessable(f"window: one of {', '.join(each.name for each in rules.windows)}")
-    from_s = 0 if query.since is UNSET else window.start_of(ms_of(query.since))
-    to_s = END_S if query.until is UNSET else -(-ms_of(query.until) // 1000)
-    refuse_unless_in_order(from_s, to_s)
+    if query.to < query.from_:
+        raise unprocessable("to: before from")
+    from_s, to_s = window.start_of(query.from_), -(-query.to // 1000)
     after_s = key_of(query.cursor, int)
     if after_s is not None:
         from_s = min(max(from_s, after_s + 1), END_S)
-    series = service.reader.series_of(
-        tenant, device, query.metric, None if query.stream is UNSET else query.stream
-    )
+    series = service.reader.series_of(tenant, device, query.metric, query.stream)
     if not series:
         raise not_found(f"metric {query.metric}")
     return window, service.reader.windows(series, window.size_s, from_s, to_s, query.limit + 1)
 
 
 def _page(shown: list[WindowT], limit: int) -> Page[WindowT]:
-    return page_of(shown, limit, lambda window: int(window.start.timestamp()))
+    return page_of(shown, limit, lambda window: window.start // 1000)

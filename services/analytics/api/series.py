@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from msgspec import UNSET
-
 from services.analytics.resources import (
     AnomaliesQuery,
     AnomalyOfDevice,
@@ -11,8 +9,6 @@ from services.analytics.resources import (
     SeriesOf,
     Watermark,
     anomaly_of_device,
-    at_ms,
-    ms_of,
     series_of_device,
 )
 from services.analytics.service import AnalyticsService
@@ -83,7 +79,7 @@ async def metrics(service: AnalyticsService, asked: Asked[PageQuery, NoBody]) ->
     """Answer list-metrics."""
     limit, after = asked.query.limit, key_of(asked.query.cursor, tuple[str, str]) or FIRST
     shown = [
-        MetricOf(series.key.metric, series.key.stream, at_ms(series.last_ms))
+        MetricOf(series.key.metric, series.key.stream, series.last_ms)
         for series in service.reader.metrics_page(asked.path["tenant"], after, limit + 1)
     ]
     return Reply(page_of(shown, limit, lambda metric: (metric.metric, metric.stream)))
@@ -94,7 +90,7 @@ async def anomalies(service: AnalyticsService, asked: Asked[AnomaliesQuery, NoBo
     query = asked.query
     found = service.reader.anomalies_page(
         asked.path["tenant"],
-        since_ms=0 if query.since is UNSET else ms_of(query.since),
+        since_ms=query.from_,
         sigma_min=query.sigma_min,
         before=_before(query.cursor),
         limit=query.limit + 1,
@@ -119,8 +115,8 @@ async def watermark(service: AnalyticsService, asked: Asked[NoQuery, NoBody]) ->
     final_ms = watermark_ms(device.high_ms, service.rules.tolerance)
     return Reply(
         Watermark(
-            latest_at=at_ms(device.high_ms) if device.high_ms else None,
-            final_until=at_ms(final_ms) if device.high_ms else None,
+            latest_ts=device.high_ms or None,
+            final_until=final_ms if device.high_ms else None,
             dropped=device.dropped,
         )
     )

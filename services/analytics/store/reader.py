@@ -50,12 +50,12 @@ class Reader:
         """Return up to `limit` series of all devices of a tenant by metric and stream, after one."""
         return self.series_page(tenant, EVERY_DEVICE, after, limit)
 
-    def series_of(self, tenant: str, device: str, metric: str, stream: str | None) -> list[Series]:
-        """Return the series of a metric: of one stream, or of all."""
-        which = "" if stream is None else "AND stream = ?"
+    def series_of(self, tenant: str, device: str, metric: str, stream: str) -> list[Series]:
+        """Return the series of a metric: of one stream, or of all when it is empty."""
+        which = "AND stream = ?" if stream else ""
         return self._series(
             f"tenant = ? AND device = ? AND metric = ? {which} ORDER BY stream",
-            (tenant, device, metric, *(() if stream is None else (stream,))),
+            (tenant, device, metric, *((stream,) if stream else ())),
         )
 
     def anomalies_page(
