@@ -192,6 +192,7 @@ class App:
             documents=self._loaded.validation,
             upstreams=self._upstreams,
             handlers=handlers,
+            refusals={"connections": self._connections.refused},
             sockets=self._socket_at,
             passports=self._passports,
             cache=Cache(

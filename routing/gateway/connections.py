@@ -7,6 +7,7 @@ unknown ones.
 
 from __future__ import annotations
 
+import math
 import secrets
 from datetime import UTC, datetime
 from typing import Final
@@ -16,12 +17,20 @@ import msgspec
 from aiohttp import web
 
 from routing.gateway.open_socket import Ending
+from routing.gateway.refused import Refused
 from routing.gateway.socket_metrics import Pushed, SocketMetrics
 from routing.gateway.sockets import Connection, Sockets
 from routing.tenancy.principal import Principal
 
 SCOPE: Final = "connections:write"
 METHODS: Final = frozenset({"GET", "POST", "DELETE"})
+REFUSALS: Final = {
+    401: (403, "ForbiddenException"),
+    403: (403, "ForbiddenException"),
+    413: (413, "PayloadTooLargeException"),
+    429: (429, "LimitExceededException"),
+}
+"""By the status of a refusal: that of the service, which has no 401, and its exception."""
 
 
 class Connections:
@@ -60,6 +69,15 @@ class Connections:
         """Return the answer to a caller who is not let in, be it unknown or without the scope."""
         self._metrics.pushed(Pushed.FORBIDDEN)
         return _error(403, "ForbiddenException", why)
+
+    def refused(self, why: Refused) -> web.Response:
+        """Return the answer to a call that the gateway refuses before it comes here."""
+        status, name = REFUSALS.get(why.status, (why.status, "BadRequestException"))
+        if status == 403:
+            self._metrics.pushed(Pushed.FORBIDDEN)
+        if status >= 500:
+            name = "ServiceUnavailableException" if status == 503 else "InternalServerErrorException"
+        return _error(status, name, why.detail, retry_after_s=math.ceil(why.retry_after_s))
 
     async def _push(
         self, request: web.BaseRequest, connection: Connection, body: bytes | None

@@ -48,9 +48,13 @@ CLIENT_GONE: Final = 499
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
 NO_BODY: Final = frozenset({204, 304})
 CONDITIONS: Final = ("If-None-Match", "If-Modified-Since")
+LASTING: Final = frozenset({"live"})
+"""What is a call of its plan when it begins, and no longer under way there then: WebSockets."""
 RANDOM_BITS: Final = BITS_TRACE + BITS_SPAN
 
 Handler = Callable[[Exchange], Awaitable[web.StreamResponse]]
+Refusal = Callable[[Refused], web.Response]
+"""Writes a refusal as the clients of an internal operation expect it."""
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -119,6 +123,7 @@ class Gateway:
         documents: Documents,
         upstreams: Upstreams,
         handlers: Mapping[str, Handler],
+        refusals: Mapping[str, Refusal],
         sockets: Sockets,
         passports: Passports,
         cache: Cache,
@@ -136,6 +141,7 @@ class Gateway:
         self._usage = usage
         self._upstreams = upstreams
         self._handlers = handlers
+        self._refusals = refusals
         self._sockets = sockets
         self._passports = passports
         self._cache = cache
@@ -161,7 +167,7 @@ class Gateway:
         try:
             response = await self._answer(exchange)
         except Refused as refused:
-            response = _refusal(exchange, refused)
+            response = self._refusal(exchange, refused)
         except asyncio.CancelledError:
             exchange.status, exchange.refused = CLIENT_GONE, "client-gone"
             raise
@@ -207,10 +213,31 @@ class Gateway:
                 headers=admission.headers,
             )
         exchange.plan_headers = admission.headers
+        if prepared.internal and prepared.operation in LASTING:
+            self._usage.release(admission)
+            return await self._admitted(exchange, prepared)
         try:
             return await self._admitted(exchange, prepared)
         finally:
             self._usage.release(admission)
+
+    def _refusal(self, exchange: Exchange, refused: Refused) -> web.Response:
+        exchange.refused = refused.slug
+        prepared = exchange.prepared
+        if prepared is not None and prepared.internal and prepared.operation in self._refusals:
+            response = self._refusals[prepared.operation](refused)
+        else:
+            response = problem(
+                refused.status,
+                refused.slug,
+                refused.detail,
+                retry_after_s=refused.retry_after_s,
+                headers=refused.headers,
+                more=refused.more,
+            )
+        if refused.close:
+            response.force_close()
+        return response
 
     def _route(self, exchange: Exchange) -> Prepared | web.Response:
         """Return the route of a request, or the answer that it has already; raises `Refused`."""
@@ -450,21 +477,6 @@ def _without_version(headers: Mapping[str, str]) -> Mapping[str, str]:
     """Return no headers: a preflight has not those of the request that it asks for."""
     del headers
     return {}
-
-
-def _refusal(exchange: Exchange, refused: Refused) -> web.Response:
-    exchange.refused = refused.slug
-    response = problem(
-        refused.status,
-        refused.slug,
-        refused.detail,
-        retry_after_s=refused.retry_after_s,
-        headers=refused.headers,
-        more=refused.more,
-    )
-    if refused.close:
-        response.force_close()
-    return response
 
 
 def _dress(exchange: Exchange, headers: CIMultiDict[str]) -> None:

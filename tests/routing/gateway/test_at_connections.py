@@ -14,6 +14,7 @@ import pytest
 from aiohttp import WSMsgType, web
 from botocore.config import Config
 
+from routing.gateway.refused import Refused
 from routing.gateway.signed import SignedRequests
 from routing.tenancy.identity import Unauthenticated
 from routing.tenancy.principal import Principal
@@ -323,3 +324,25 @@ async def test_a_thousand_connections_each_get_their_own_push() -> None:
         await draining
         assert rig.sockets.status()["connections"] == {}
         assert len(rig.service.events["bye"]) == 1000
+
+
+@pytest.mark.parametrize(
+    ("status", "told", "name"),
+    [
+        (401, 403, "ForbiddenException"),
+        (403, 403, "ForbiddenException"),
+        (413, 413, "PayloadTooLargeException"),
+        (429, 429, "LimitExceededException"),
+        (408, 408, "BadRequestException"),
+        (503, 503, "ServiceUnavailableException"),
+    ],
+)
+async def test_what_the_gateway_refuses_before_is_told_as_the_service_tells_it(
+    status: int, told: int, name: str
+) -> None:
+    async with open_rig() as rig:
+        refused = Refused(status, "a-slug", "the reason", retry_after_s=1.5)
+        answer = rig.connections.refused(refused)
+    assert (answer.status, answer.headers["x-amzn-ErrorType"]) == (told, name)
+    assert answer.headers["Retry-After"] == "2"
+    assert answer.body == b'{"message":"the reason"}'
