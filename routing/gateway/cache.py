@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from typing import Final
 
 import msgspec
+from multidict import MultiMapping
 
 Key = tuple[str, ...]
 NEVER: Final = frozenset({"no-store", "no-cache", "private"})
 ENTRY_OVERHEAD_BYTES: Final = 512
-AGE: Final = re.compile(r"(s-maxage|max-age)\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -101,40 +100,35 @@ class Cache:
             flight.set_result(kept)
 
 
-def key_of(route: str, target: str, owner: str, vary: list[str], headers: Mapping[str, str]) -> Key:
+def key_of(route: str, target: str, owner: str, vary: list[str], headers: MultiMapping[str]) -> Key:
     """Return the key of a request; `owner` is who alone may be given the answer, or empty for everybody."""
-    return (route, target, owner, *(headers.get(name, "") for name in vary))
+    return (route, target, owner, *(_all(headers, name) for name in vary))
 
 
-def may_look(headers: Mapping[str, str]) -> bool:
+def may_look(headers: MultiMapping[str]) -> bool:
     """Return whether a request may be answered from the cache."""
-    control = headers.get("Cache-Control")
-    if control is not None and NEVER & _directives(control).keys():
-        return False
-    return "Range" not in headers
+    return not NEVER & _directives(headers).keys() and "Range" not in headers
 
 
-def may_store(headers: Mapping[str, str]) -> bool:
+def may_store(headers: MultiMapping[str]) -> bool:
     """Return whether the answer of a request may be kept."""
-    control = headers.get("Cache-Control")
-    return (control is None or "no-store" not in _directives(control)) and "Range" not in headers
+    return "no-store" not in _directives(headers) and "Range" not in headers
 
 
-def lifetime_s(status: int, headers: Mapping[str, str], ttl_s: float, vary: list[str]) -> float:
-    """Return how long an answer may be kept, 0 for not at all."""
+def lifetime_s(status: int, headers: MultiMapping[str], ttl_s: float, vary: list[str]) -> float:
+    """Return how long an answer may be kept, 0 for not at all; at most `ttl_s` (RFC 9111 3, 4.2.1)."""
     if status != 200 or "Set-Cookie" in headers:
         return 0.0
-    depends = {part.strip().lower() for part in headers.get("Vary", "").split(",") if part.strip()}
+    depends = {part.strip().lower() for part in _all(headers, "Vary").split(",") if part.strip()}
     if depends - {name.lower() for name in vary}:
         return 0.0
-    control = headers.get("Cache-Control")
-    if control is None:
-        return ttl_s
-    if NEVER & _directives(control).keys():
+    directives = _directives(headers)
+    if NEVER & directives.keys():
         return 0.0
-    ages = {name.lower(): int(age) for name, age in AGE.findall(control)}
-    age_s = ages.get("s-maxage", ages.get("max-age"))
-    return ttl_s if age_s is None else min(ttl_s, float(age_s))
+    age = directives.get("s-maxage", directives.get("max-age"))
+    if age is None:
+        return min(ttl_s, _expires_s(headers)) if "Expires" in headers else ttl_s
+    return max(0.0, min(ttl_s, _seconds(age.strip('"')) - _seconds(headers.get("Age", "0"))))
 
 
 def etag_of(body: bytes) -> str:
@@ -152,6 +146,28 @@ def is_unchanged(if_none_match: str | None, etag: str) -> bool:
     return any(tag.strip().removeprefix("W/") == wanted for tag in if_none_match.split(","))
 
 
-def _directives(control: str) -> dict[str, str]:
-    parts = (part.strip().lower().partition("=") for part in control.split(","))
-    return {name.strip(): value for name, _, value in parts}
+def _seconds(text: str) -> float:
+    """Return a delta-seconds (RFC 9111 1.2.2); what is none is 0."""
+    return float(text) if text.isascii() and text.isdecimal() else 0.0
+
+
+def _expires_s(headers: MultiMapping[str]) -> float:
+    """Return how long after its Date an answer expires; what is no date has expired (RFC 9111 5.3)."""
+    try:
+        expires, date = (parsedate_to_datetime(headers[name]) for name in ("Expires", "Date"))
+        return max(0.0, (expires - date).total_seconds())
+    except (KeyError, TypeError, ValueError):
+        return 0.0
+
+
+def _directives(headers: MultiMapping[str]) -> dict[str, str]:
+    if "Cache-Control" not in headers:
+        return {}
+    parts = (part.strip().lower().partition("=") for part in _all(headers, "Cache-Control").split(","))
+    return {name.strip(): value.strip() for name, _, value in parts}
+
+
+def _all(headers: MultiMapping[str], name: str) -> str:
+    """Return the lines of a header as one (RFC 9110 5.3)."""
+    lines = headers.getall(name, ())
+    return lines[0] if len(lines) == 1 else ", ".join(lines)

@@ -7,11 +7,11 @@ Pure. `X-Headworks-*` from outside never reaches an upstream, however it is writ
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
-from multidict import CIMultiDict
+from multidict import CIMultiDict, MultiMapping
 
 from routing.gateway.routes_file import HeaderRules
 
@@ -47,6 +47,8 @@ NOT_PASSED_ON: Final = HOP_BY_HOP | {
     "x-forwarded-port",
     "x-real-ip",
 }
+NOT_SET: Final = HOP_BY_HOP | {"content-length", "host"}
+"""What no rule may set: it says how a message is framed, or whom it is for."""
 NOT_GIVEN_BACK: Final = HOP_BY_HOP | {"content-length", "server", "date"}
 VIA: Final = "1.1 headworks"
 
@@ -73,7 +75,7 @@ def rules(written: HeaderRules) -> Rules | None:
     for name, value in (*written.set.items(), *written.add.items()):
         if not name.replace("-", "").isalnum() or not name.isascii():
             raise ValueError(f"{name!r} is not the name of a header")
-        if not value.isprintable() or name.lower().startswith(OURS) or name.lower() in HOP_BY_HOP:
+        if not value.isprintable() or name.lower().startswith(OURS) or name.lower() in NOT_SET:
             raise ValueError(f"{name} cannot be set")
     if not (written.set or written.add or written.remove):
         return None
@@ -81,11 +83,11 @@ def rules(written: HeaderRules) -> Rules | None:
     return Rules(removed, tuple(written.set.items()), tuple(written.add.items()))
 
 
-def passed_on(headers: Mapping[str, str]) -> CIMultiDict[str]:
+def passed_on(headers: MultiMapping[str]) -> CIMultiDict[str]:
     """Return a caller's headers without what ends here."""
     dropped: frozenset[str] = NOT_PASSED_ON
     if "Connection" in headers:
-        dropped |= _named(headers["Connection"])
+        dropped |= _named(headers.getall("Connection"))
     kept = []
     for name, value in headers.items():
         lower = name.lower()
@@ -94,11 +96,11 @@ def passed_on(headers: Mapping[str, str]) -> CIMultiDict[str]:
     return CIMultiDict(kept)
 
 
-def given_back(headers: Mapping[str, str]) -> CIMultiDict[str]:
+def given_back(headers: MultiMapping[str]) -> CIMultiDict[str]:
     """Return an upstream's headers without what is of its connection."""
     dropped: frozenset[str] = NOT_GIVEN_BACK
     if "Connection" in headers:
-        dropped |= _named(headers["Connection"])
+        dropped |= _named(headers.getall("Connection"))
     return CIMultiDict(
         [
             (name, value)
@@ -109,11 +111,11 @@ def given_back(headers: Mapping[str, str]) -> CIMultiDict[str]:
 
 
 def forwarded_for(
-    peer: str, given: str | None, trusted: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Network]
+    peer: str, given: Iterable[str], trusted: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Network]
 ) -> str:
-    """Return X-Forwarded-For: what a trusted proxy gave goes before its own address, else only the peer's."""
+    """Return X-Forwarded-For: the lines that a trusted proxy gave and its address, else only the peer's."""
     if given and any(_in(peer, network) for network in trusted):
-        return f"{given}, {peer}"
+        return ", ".join((*given, peer))
     return peer
 
 
@@ -124,5 +126,5 @@ def _in(peer: str, network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bo
         return False
 
 
-def _named(connection: str) -> frozenset[str]:
-    return frozenset(part.strip().lower() for part in connection.split(","))
+def _named(connection: Iterable[str]) -> frozenset[str]:
+    return frozenset(part.strip().lower() for line in connection for part in line.split(","))

@@ -27,6 +27,7 @@ class Prepared:
         "cors",
         "farewell",
         "internal",
+        "keyed",
         "operation",
         "request_rules",
         "response_rules",
@@ -41,6 +42,7 @@ class Prepared:
         self.version = version_of(route, routes.default_version)
         self.operation = route.operation.rpartition("#")[2] or route.name
         self.internal = routes.upstreams[route.upstream].kind == "internal"
+        self.keyed = routes.upstreams[route.upstream].kind == "kinesis"
         self.cors: Cors | None = routes.cors[route.cors] if route.cors else None
         try:
             self.request_rules = headers.rules(route.request_headers)
@@ -53,10 +55,10 @@ class Prepared:
         _check_hash_by(route)
 
     def hash_key(self, given: Mapping[str, str], tenant: str, caller: str, parameters: dict[str, str]) -> str:
-        """Return what the choice of an endpoint hangs on, where that is by hash."""
+        """Return what the choice of an endpoint hangs on, where that is by hash; or of a shard."""
         by = self.route.hash_by
         if not by:
-            return ""
+            return f"{tenant}/{parameters.get('device', caller)}" if self.keyed else ""
         if by == "tenant":
             return tenant
         if by == "caller":

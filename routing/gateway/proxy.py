@@ -342,7 +342,7 @@ class Gateway:
         if exchange.trace.state:
             headers["tracestate"] = exchange.trace.state
         headers["X-Forwarded-For"] = forwarded_for(
-            connection.peer, given.get("X-Forwarded-For"), self._trusted_proxies
+            connection.peer, given.getall("X-Forwarded-For", ()), self._trusted_proxies
         )
         headers["X-Forwarded-Proto"] = "https" if connection.secure else "http"
         headers["X-Forwarded-Host"] = given.get("Host", "")
