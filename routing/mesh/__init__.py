@@ -1,0 +1,1 @@
+"""The service mesh: App Mesh resources, and what Envoys run for them."""

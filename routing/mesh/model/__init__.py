@@ -1,0 +1,1 @@
+"""App Mesh resources as data."""
