@@ -65,6 +65,7 @@ class Consumer:
             try:
                 while await self._on_thread(lambda: self._writer.sweep(clock.unix_ms())):
                     pass
+                self._metrics.measured(await self._on_thread(self._writer.sizes))
             except sqlite3.Error as error:
                 self._troubled(error)
             await asyncio.sleep(SWEEP_S)

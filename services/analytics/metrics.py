@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from services.analytics.store.writer import Stored
+from services.analytics.store.writer import Sizes, Stored
 from services.analytics.watermark import Dropped
 
 
@@ -21,6 +21,7 @@ class AnalyticsMetrics(Collector):
 
     def __init__(self, registry: CollectorRegistry, totals: Stored) -> None:
         self._totals = totals
+        self._sizes = Sizes()
         self._troubles = 0
         registry.register(self)
 
@@ -37,6 +38,10 @@ class AnalyticsMetrics(Collector):
             anomalies=before.anomalies + stored.anomalies,
             dropped=dropped,
         )
+
+    def measured(self, sizes: Sizes) -> None:
+        """Note how much there is."""
+        self._sizes = sizes
 
     def trouble(self) -> None:
         """Count a transaction that is to be tried again."""
@@ -58,3 +63,9 @@ class AnalyticsMetrics(Collector):
         for reason in Dropped:
             dropped.add_metric([reason.value], totals.dropped.get(reason.value, 0))
         yield dropped
+        for name, text, value in (
+            ("devices", "Devices of all tenants", self._sizes.devices),
+            ("series", "Series of all devices and tenants", self._sizes.series),
+            ("bytes", "Bytes of the file that are in use", self._sizes.bytes),
+        ):
+            yield GaugeMetricFamily(f"headworks_analytics_{name}", text, value=value)

@@ -41,6 +41,14 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     dropped: dict[str, int] = msgspec.field(default_factory=dict)
 
 
+class Sizes(msgspec.Struct, frozen=True, kw_only=True):
+    """How much there is in the file."""
+
+    devices: int = 0
+    series: int = 0
+    bytes: int = 0
+
+
 class Writer:
     """The one who writes to the file. Raises `sqlite3.Error`, and then nothing is stored."""
 
@@ -121,6 +129,20 @@ class Writer:
             name.partition(".")[2]: count for name, count in counts.items() if name.startswith("dropped.")
         }
         return Stored(**{name: n for name, n in counts.items() if "." not in name}, dropped=dropped)
+
+    def sizes(self) -> Sizes:
+        """Return how much there is."""
+        devices, series, size, pages, free = (
+            int(self._connection.execute(sql).fetchone()[0])
+            for sql in (
+                "SELECT count(*) FROM devices",
+                "SELECT count(*) FROM series",
+                "PRAGMA page_size",
+                "PRAGMA page_count",
+                "PRAGMA freelist_count",
+            )
+        )
+        return Sizes(devices=devices, series=series, bytes=size * (pages - free))
 
     def sweep(self, now_ms: int) -> int:
         """Let go of some of what is past its time; return how many rows, 0 when there is no more."""

@@ -201,6 +201,9 @@ async def test_a_restart_changes_nothing_and_goes_on_behind_what_was_taken(tmp_p
     async with analytics_service(folder) as service:
         assert (await service.get(ROLLUPS)).body == before
         assert await service.metric("headworks_analytics_folded_total") == 10
+        await service.until_metric("headworks_analytics_devices", 1)
+        assert await service.metric("headworks_analytics_series") == 2
+        assert await service.metric("headworks_analytics_bytes") > 10_000
         service._groups = 1
         service.send(*readings(3), received_at_ms=NOW_MS)
         after = await service.until(ROLLUPS, lambda found: found["items"][0]["count"] != 10)

@@ -137,6 +137,23 @@ def test_a_replay_from_any_older_checkpoint_changes_nothing_at_all(
     assert duplicates == sum(len(batch.records) for batch in batches[replayed:])
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(-100, 100) | st.just(1e6), min_size=10, max_size=60), st.integers(1, 15))
+def test_scores_and_anomalies_are_those_of_the_stream_however_it_is_cut(
+    values: list[float], size: int
+) -> None:
+    records = [record(number, NOW_MS - 60_000 + number, m=value) for number, value in enumerate(values)]
+    with tempfile.TemporaryDirectory() as folder:
+        contents = []
+        for path, cut in ((Path(folder, "whole.db"), len(records)), (Path(folder, "parts.db"), size)):
+            for batch in batches_of(records, cut):
+                with writer_on(path) as writer:
+                    writer.take(batch)
+            contents.append(content_of(path))
+    assert contents[0]["series"] == contents[1]["series"]
+    assert contents[0]["devices"] == contents[1]["devices"]
+
+
 def test_what_fails_leaves_nothing_behind_and_can_be_given_again(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     with writer_on(path) as writer:

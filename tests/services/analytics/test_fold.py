@@ -200,6 +200,15 @@ def test_what_is_unusual_is_kept_with_its_time_and_goes_on_over_batches() -> Non
     assert fold.anomalies == 1
 
 
+def test_booleans_are_rolled_up_and_not_scored() -> None:
+    fold = fold_on(Nothing())
+    for index in range(100):
+        give(fold, ts_ms=NOW_MS - 1000 + index, a=index == 90)
+    series = fold.series[0]
+    assert (series.last, series.sigma, series.baseline.readings, fold.anomalies) == (0.0, None, 0, 0)
+    assert sum(rollup.total for rollup in series.windows.values()) == 1.0
+
+
 def test_texts_are_counted_and_not_scored() -> None:
     fold = fold_on(Nothing())
     give(fold, a="on")
