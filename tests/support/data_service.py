@@ -82,10 +82,10 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def tail(
-        self, tenant: str = "acme", after: str = "", **claims: str
+        self, tenant: str = "acme", after: str = "", whose: str = ""
     ) -> AsyncIterator[ClientResponse]:
         params = {"tenant": tenant, **({"after": after} if after else {})}
-        headers = self.signed(**{"tenant": tenant, **claims})
+        headers = self.signed(tenant=whose or tenant)
         async with self.client.get("/tail", params=params, headers=headers) as response:
             yield response
 
