@@ -287,3 +287,8 @@ def test_numbers_are_as_small_as_they_may_be_and_never_infinite() -> None:
     number = frozenset({"number"})
     assert validation.coerced("4.18e-211", number) == 4.18e-211
     assert validation.coerced("9e999", number) == "9e999"
+
+
+def test_numbers_have_all_the_digits_that_a_double_is_written_with() -> None:
+    for number in (0.0016906186773877345, 0.00012345678901234567, 1e-4 / 3, -(2 / 3) * 1e-3):
+        assert validation.coerced(repr(number), frozenset({"number"})) == number
