@@ -52,7 +52,8 @@ def register(operations: Operations[DeviceService]) -> None:
         erase,
         name="erase-device",
         summary="Erase a device: all that is known of it, its certificates and its keys",
-        description="The audit log keeps a pseudonym, from which nothing leads to the device any more.",
+        description="The audit log keeps a pseudonym, from which nothing leads to the device any more. "
+        "Telemetry and roll-ups are erased where they are kept: `DELETE …/telemetry`, `DELETE …/rollups`.",
         tag="privacy",
         scope="privacy:write",
         answers={200: Erased},
