@@ -46,6 +46,7 @@ SAID: Final = {
     "413": "The body is too large.",
     "415": "The body is of a type that this operation does not take.",
     "429": "More than the usage plan allows.",
+    "431": "Path, query and headers are too large.",
     "502": "The upstream did not answer as it should.",
     "503": "The upstream cannot be reached, or has too much to do.",
     "504": "The upstream did not answer in time.",
@@ -300,7 +301,7 @@ def _candidates(document: str, wanted: str) -> list[str]:
 def _refusals(route: Route, operation: Operation, *, internal: bool) -> list[str]:
     """Return the statuses that the gateway itself answers on a route."""
     body = "requestBody" in operation.content
-    found = ["400"] if operation.parameters or body else []
+    found = ["400", "431"] if operation.parameters or body else ["431"]
     if not route.public:
         found += ["401", "403", "429"]
     if route.deprecation is not None and route.deprecation.sunset:

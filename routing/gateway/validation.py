@@ -33,7 +33,7 @@ VALUES_MAX: Final = 100
 """How often a parameter that takes a list may be given."""
 BACKTRACKS_MAX: Final = 10_000
 INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
-NUMBER: Final = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,3})?")
+NUMBER: Final = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?")
 BOOLEANS: Final = {"true": True, "false": False}
 NO_HEADERS: Final[Mapping[str, str]] = {}
 NO_PARAMETERS: Final = frozenset({"accept", "content-type", "authorization"})

@@ -135,7 +135,7 @@ class AnomalyOfDevice(AnomalyOf, frozen=True, kw_only=True):
 
 
 class Watermark(msgspec.Struct, frozen=True, kw_only=True):
-    """How far the time of a device has come. Windows that end before `final_until` are final.
+    """How far the time of a device has come, null when nothing has. Windows before `final_until` are final.
 
     `dropped` are values that are in no roll-up, by why.
     """

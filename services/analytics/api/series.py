@@ -16,7 +16,6 @@ from services.analytics.store.reader import FIRST, LATEST
 from services.analytics.watermark import watermark_ms
 from services.web.operations import Asked, NoBody, NoQuery, Operations, Reply
 from services.web.page import Page, PageQuery, cursor_of, key_of, page_of
-from services.web.refusal import not_found
 
 
 def register(operations: Operations[AnalyticsService]) -> None:
@@ -63,7 +62,6 @@ def register(operations: Operations[AnalyticsService]) -> None:
         tag="series",
         scope="analytics:read",
         answers={200: Watermark},
-        refusals={404: "Nothing of such a device has come in."},
     )
 
 
@@ -111,7 +109,7 @@ async def watermark(service: AnalyticsService, asked: Asked[NoQuery, NoBody]) ->
     """Answer get-device-watermark."""
     device = service.reader.device(asked.path["tenant"], asked.path["device"])
     if device is None:
-        raise not_found(f"device {asked.path['device']}")
+        return Reply(Watermark(latest_ts=None, final_until=None, dropped={}))
     final_ms = watermark_ms(device.high_ms, service.rules.tolerance)
     return Reply(
         Watermark(

@@ -144,15 +144,28 @@ def test_a_custom_authorizer_of_the_authorization_header_is_a_bearer() -> None:
 
 def test_what_the_gateway_answers_stands_with_what_the_upstream_does() -> None:
     create = V1["paths"][DEVICES]["post"]["responses"]
-    assert list(create) == ["201", "400", "401", "403", "409", "413", "415", "429", "502", "503", "504"]
+    assert list(create) == [
+        "201",
+        "400",
+        "401",
+        "403",
+        "409",
+        "413",
+        "415",
+        "429",
+        "431",
+        "502",
+        "503",
+        "504",
+    ]
     assert create["400"]["description"] == "The device makes no sense."
     assert create["401"] == {"$ref": "#/components/responses/Problem401"}
     assert "Retry-After" in V1["components"]["responses"]["Problem429"]["headers"]
     listed = V1["paths"][DEVICES]["get"]["responses"]
-    assert list(listed) == ["200", "304", "400", "401", "403", "429", "502", "503", "504"]
+    assert list(listed) == ["200", "304", "400", "401", "403", "429", "431", "502", "503", "504"]
     files = V1["paths"]["/v1/files/{rest}"]["put"]["responses"]
-    assert list(files) == ["400", "413", "415", "502", "503", "504", "default"]
-    assert list(V1["paths"]["/v1/whoami"]["get"]["responses"]) == ["200", "401", "403", "429"]
+    assert list(files) == ["400", "413", "415", "431", "502", "503", "504", "default"]
+    assert list(V1["paths"]["/v1/whoami"]["get"]["responses"]) == ["200", "401", "403", "429", "431"]
 
 
 def test_parameters_are_those_of_the_path_here_and_what_the_upstream_takes_from_callers() -> None:

@@ -285,7 +285,8 @@ def test_header_parameters_are_checked_and_so_is_the_key_that_the_gateway_publis
 
 def test_numbers_are_as_small_as_they_may_be_and_never_infinite() -> None:
     number = frozenset({"number"})
-    assert validation.coerced("4.18e-211", number) == 4.18e-211
+    for text in ("4.18e-211", "0.0016906186773877345", "123456789012345680000.0"):
+        assert validation.coerced(text, number) == float(text)
     assert validation.coerced("9e999", number) == "9e999"
 
 
