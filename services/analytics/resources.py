@@ -161,7 +161,9 @@ def statistics_of(rollup: Rollup, quantiles: list[float]) -> Statistics | None:
         sum=rollup.total,
         mean=rollup.mean,
         variance=rollup.variance,
-        quantiles=[QuantileOf(q, rollup.quantile(q)) for q in quantiles],
+        quantiles=[
+            QuantileOf(q, found) for q, found in zip(quantiles, rollup.quantiles(quantiles), strict=True)
+        ],
     )
 
 

@@ -9,6 +9,7 @@ not matter in which order they came. Numbers are at most `MAGNITUDE_MAX`, so tha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -91,9 +92,9 @@ class Rollup(msgspec.Struct, array_like=True):
         elapsed_ms = self.last_ms - self.first_ms
         return (self.last - self.first) * 1000 / elapsed_ms if elapsed_ms else None
 
-    def quantile(self, q: float) -> float:
-        """Return about the reading below which the part `q` of the others is; there must be one."""
-        return min(max(self.sketch.quantile(q), self.minimum), self.maximum)
+    def quantiles(self, qs: Sequence[float]) -> list[float]:
+        """Return for each q about the reading below which the part q of the others is; there must be one."""
+        return [min(max(found, self.minimum), self.maximum) for found in self.sketch.quantiles(qs)]
 
 
 _DECODER: Final = msgspec.msgpack.Decoder(Rollup)

@@ -4,7 +4,7 @@ From C. Masson, J. Rim, H. Lee, "DDSketch: A fast and fully-mergeable quantile s
 guarantees", VLDB 2019 (arXiv:1908.10693): bins grow by `GAMMA`, so that the middle of a bin is at most
 `RELATIVE_ERROR` away from everything in it. A sketch depends on what was added, not on the order.
 
-- `quantile(q)` is within `RELATIVE_ERROR` of the reading of rank floor(q * (n - 1)).
+- A quantile q is within `RELATIVE_ERROR` of the reading of rank floor(q * (n - 1)).
 - At most `BINS_MAX` bins a sign. What is smaller in magnitude than they reach is counted in the lowest one,
   as in the paper: the error holds while the largest and the asked reading are less than e^20 apart.
 - Magnitudes under `MAGNITUDE_MIN` are zero.
@@ -12,6 +12,9 @@ guarantees", VLDB 2019 (arXiv:1908.10693): bins grow by `GAMMA`, so that the mid
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_right
+from collections.abc import Sequence
 from math import ceil, exp, log
 from typing import Final
 
@@ -58,25 +61,14 @@ class Sketch(msgspec.Struct, array_like=True):
             if len(bins) > BINS_MAX:
                 _collapse(bins)
 
-    def quantile(self, q: float) -> float:
-        """Return about the reading below which the part `q` of the others is; there must be one."""
-        assert 0 <= q <= 1
-        negative = sum(self.negative.values())
-        rank = int(q * (negative + self.zeros + sum(self.positive.values()) - 1))
-        for index in sorted(self.negative, reverse=True):
-            rank -= self.negative[index]
-            if rank < 0:
-                return -_middle(index)
-        rank -= self.zeros
-        if rank < 0:
-            return 0.0
-        last = 0
-        for last in sorted(self.positive):
-            rank -= self.positive[last]
-            if rank < 0:
-                break
-        assert rank < 0, "a sketch without readings has no quantile"
-        return _middle(last)
+    def quantiles(self, qs: Sequence[float]) -> list[float]:
+        """Return for each q about the reading below which the part q of the others is; there must be one."""
+        counts = [(-_middle(index), self.negative[index]) for index in sorted(self.negative, reverse=True)]
+        counts.append((0.0, self.zeros))
+        counts += [(_middle(index), self.positive[index]) for index in sorted(self.positive)]
+        ends = list(itertools.accumulate(count for _, count in counts))
+        assert ends[-1] > 0, "a sketch without readings has no quantile"
+        return [counts[bisect_right(ends, int(q * (ends[-1] - 1)))][0] for q in qs]
 
 
 def _middle(index: int) -> float:

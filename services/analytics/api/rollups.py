@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final, TypeVar
 
 from services.analytics.resources import (
@@ -69,28 +70,37 @@ def register(operations: Operations[AnalyticsService]) -> None:
 
 async def of_device(service: AnalyticsService, asked: Asked[RollupsQuery, NoBody]) -> Reply:
     """Answer list-device-rollups."""
-    tenant, name, query = asked.path["tenant"], asked.path["device"], asked.query
-    window, found = _windows(service, tenant, name, query)
-    device = service.reader.device(tenant, name)
-    final_ms = watermark_ms(device.high_ms, service.rules.tolerance) if device is not None else 0
-    shown = [
-        device_window(start_s, rollup, window, query.quantiles, final_ms=final_ms)
-        for start_s, rollup in found
-    ]
-    return Reply(_page(shown, query.limit))
+    return Reply(await asyncio.to_thread(_of_device, service, asked))
 
 
 async def of_fleet(service: AnalyticsService, asked: Asked[RollupsQuery, NoBody]) -> Reply:
     """Answer list-tenant-rollups."""
-    query = asked.query
-    window, found = _windows(service, asked.path["tenant"], EVERY_DEVICE, query)
-    shown = [fleet_window(start_s, rollup, window, query.quantiles) for start_s, rollup in found]
-    return Reply(_page(shown, query.limit))
+    return Reply(await asyncio.to_thread(_of_fleet, service, asked))
 
 
 async def forget(service: AnalyticsService, asked: Asked[NoQuery, NoBody]) -> Reply:
     """Answer erase-device-rollups."""
     return Reply(ErasedRollups(await service.consumer.forget(asked.path["tenant"], asked.path["device"])))
+
+
+def _of_device(service: AnalyticsService, asked: Asked[RollupsQuery, NoBody]) -> Page[DeviceWindow]:
+    tenant, name, query = asked.path["tenant"], asked.path["device"], asked.query
+    device = service.reader.device(tenant, name)  # before its windows: what it says is final was final then
+    final_ms = watermark_ms(device.high_ms, service.rules.tolerance) if device is not None else 0
+    window, found = _windows(service, tenant, name, query)
+    shown = [
+        device_window(start_s, rollup, window, query.quantiles, final_ms=final_ms)
+        for start_s, rollup in found
+    ]
+    return _page(shown, query.limit)
+
+
+def _of_fleet(service: AnalyticsService, asked: Asked[RollupsQuery, NoBody]) -> Page[FleetWindow]:
+    query = asked.query
+    window, found = _windows(service, asked.path["tenant"], EVERY_DEVICE, query)
+    return _page(
+        [fleet_window(start_s, rollup, window, query.quantiles) for start_s, rollup in found], query.limit
+    )
 
 
 def _windows(

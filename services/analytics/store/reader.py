@@ -1,6 +1,7 @@
 """Reads roll-ups and series for those who ask, on a connection that cannot write.
 
-Statements are point queries or pages of windows or series, so they run on the event loop.
+Statements are point queries or pages of series, so they run on the event loop. Pages of windows, which take
+tens of milliseconds to merge and describe, are for other threads: SQLite serialises what they ask.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class Reader:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
+            self._connection = sqlite3.connect(
+                f"file:{path}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
+            )
             self._connection.execute("PRAGMA busy_timeout = 5000")
         except sqlite3.Error as error:
             raise StoreError(f"cannot open {path}: {error}") from error
