@@ -12,6 +12,7 @@ import ipaddress
 import secrets
 import signal
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import random
@@ -22,8 +23,7 @@ import uvloop
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from routing.gateway import access, documents, routes_file
-from routing.gateway.access_log import AccessLog
+from routing.gateway import access, access_log, documents, routes_file
 from routing.gateway.admin import Admin
 from routing.gateway.analytics import Analytics, answered
 from routing.gateway.authorizers import Authorizers
@@ -39,7 +39,7 @@ from routing.gateway.proxy import Gateway, Handler
 from routing.gateway.published import Published
 from routing.gateway.reload import Watch
 from routing.gateway.routes_file import Deprecation, Routes, SocketApi
-from routing.gateway.settings import Settings
+from routing.gateway.settings import Log, Settings
 from routing.gateway.socket_metrics import SocketMetrics
 from routing.gateway.sockets import Sockets
 from routing.gateway.table import RoutesRefused
@@ -57,6 +57,7 @@ from routing.tenancy.registry import Registry, RegistryError, Verdict
 from routing.upstream.events import UpstreamEvents
 from routing.upstream.upstreams import Upstreams
 from runtime import clock
+from runtime.logs import Lines, is_console
 from runtime.settings_file import SettingsError, split_bind
 from runtime.tls.material import TlsFiles, TlsMaterial, TlsMaterialError
 from runtime.tls.store import TlsStore
@@ -145,7 +146,8 @@ class App:
         self._connections = Connections(self._sockets, metrics=socket_metrics)
         self._live = Live(settings.live, backend=backend, metrics=socket_metrics, log=log, random=random)
         self._metrics = Metrics(routes_max=ROUTES_METERED_MAX, gauges=self._gauges)
-        self._access_log = AccessLog(log) if settings.log.access else None
+        self._lines = Lines(sys.stderr.buffer)
+        self._write_access = self._access_log(settings.log)
         self._gateway = self._make_gateway()
         self._watch = Watch(
             self._path,
@@ -261,8 +263,16 @@ class App:
         now_s = clock.monotonic_s()
         self._metrics.record(exchange, now_s)
         self._analytics.record(answered(exchange, now_s - exchange.received_s))
-        if self._access_log is not None:
-            self._access_log.record(exchange, now_s)
+        if self._write_access is not None:
+            self._write_access(access_log.line_of(exchange, now_s, clock.unix_s()))
+
+    def _access_log(self, settings: Log) -> Callable[[access_log.Line], None] | None:
+        """Return what writes a line a request, or None where nobody wants them."""
+        if not settings.access or settings.level not in {"debug", "info"}:
+            return None
+        if is_console(settings.format):
+            return access_log.shown(self._log)
+        return lambda line: self._lines.add(access_log.encoded(line))
 
     def _failed(self, error: BaseException) -> None:
         self._metrics.failed()
@@ -376,6 +386,7 @@ class App:
         self._plans.close()
         await admin.close()
         self._registry.close()
+        self._lines.flush()
         self._log.info("stopped")
 
     async def _drain(self, door: Door) -> None:

@@ -51,6 +51,8 @@ KEY: Final = (
 )
 USE_EVERY_S: Final = 60.0
 USED_MAX: Final = 10_000
+PLANS_MAX: Final = 100_000
+"""Tenants whose plans are remembered."""
 """Keys whose use waits to be written; that of more is not noted until those are."""
 ANYBODY_SUSPENDED: Final = """
 SELECT EXISTS (SELECT 1 FROM tenants WHERE status = 'suspended')
@@ -134,6 +136,10 @@ class Registry:
         except (OSError, sqlite3.Error) as error:
             raise RegistryError(f"cannot open {path}: {error}") from error
         self._version = self._data_version()
+        self.revision = 0
+        """Another number once this process may have known something that is no longer so; see `changed`."""
+        self._plans: dict[str, str] = {}
+        """The plans of tenants, as far as they were asked for in this revision."""
         self._suspends: bool | None = None
         """Whether anybody is suspended; None until somebody asks."""
         self._used_s: dict[str, float] = {}
@@ -161,7 +167,7 @@ class Registry:
 
     def _change(self, sql: str, values: Sequence[Any]) -> int:
         """Change rows in a transaction of its own; return how many."""
-        self._suspends = None
+        self.forget()
         try:
             return self._connection.execute(sql, values).rowcount
         except sqlite3.Error as error:
@@ -180,8 +186,14 @@ class Registry:
         version = self._data_version()
         changed, self._version = version != self._version, version
         if changed:
-            self._suspends = None
+            self.forget()
         return changed
+
+    def forget(self) -> None:
+        """Read everything anew: what is remembered may no longer be so."""
+        self.revision += 1
+        self._suspends = None
+        self._plans.clear()
 
     # Tenants and devices.
 
@@ -294,9 +306,14 @@ class Registry:
         return Verdict.ADMITTED
 
     def plan_of(self, tenant: str) -> str:
-        """Return the name of a tenant's plan."""
-        rows = self._rows("SELECT plan FROM tenants WHERE name = ?", (tenant,))
-        return str(rows[0][0]) if rows else DEFAULT_PLAN
+        """Return the name of a tenant's plan; another process's change counts from the next `changed`."""
+        plan = self._plans.get(tenant)
+        if plan is None:
+            rows = self._rows("SELECT plan FROM tenants WHERE name = ?", (tenant,))
+            plan = str(rows[0][0]) if rows else DEFAULT_PLAN
+            if len(self._plans) < PLANS_MAX:
+                self._plans[tenant] = plan
+        return plan
 
     # API keys.
 
@@ -370,7 +387,7 @@ class Registry:
             key = msgspec.structs.replace(key, expires_s=min(ends))
         if key.status != Status.ACTIVE.value or (key.expires_s is not None and key.expires_s <= now_s):
             return None
-        self._note_use(identifier, now_s)
+        self.note_use(identifier, now_s)
         return key
 
     def identity_of_key(self, presented: str, now_s: float) -> Identity | None:
@@ -407,7 +424,8 @@ class Registry:
         rows = self._rows("SELECT status FROM api_keys WHERE id = ?", (identifier,))
         return bool(rows) and rows[0][0] == Status.ACTIVE.value
 
-    def _note_use(self, identifier: str, now_s: float) -> None:
+    def note_use(self, identifier: str, now_s: float) -> None:
+        """Note that a key was used, by somebody who remembers what `key_of` said of it."""
         if now_s - self._noted_s.get(identifier, -math.inf) < USE_EVERY_S:
             return
         if identifier in self._used_s or len(self._used_s) < USED_MAX:

@@ -28,6 +28,8 @@ class UpstreamEvents:
             ["upstream", "outcome"],
             registry=registry,
         )
+        self._ended: dict[tuple[str, Reason | None], Counter] = {}
+        """What `labels` finds, which takes its time."""
         self._again = Counter(
             "headworks_upstream_retries",
             "Calls that were tried once more: retry or hedge.",
@@ -67,7 +69,11 @@ class UpstreamEvents:
 
     def tried(self, upstream: str, failure: Reason | None) -> None:
         """Count a try that ended."""
-        self._tries.labels(upstream, failure.value if failure else "answered").inc()
+        ended = self._ended.get((upstream, failure))
+        if ended is None:
+            ended = self._tries.labels(upstream, failure.value if failure else "answered")
+            self._ended[upstream, failure] = ended
+        ended.inc()
 
     def tried_again(self, upstream: str, kind: Again) -> None:
         """Count a retry or a hedge."""

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import sys
 
 import pytest
 
-from runtime.logs import make_log
+from runtime.logs import Lines, make_log
 
 
 class Terminal(io.StringIO):
@@ -61,3 +62,44 @@ def test_a_log_that_nobody_reads_stops_nothing(monkeypatch: pytest.MonkeyPatch) 
     log = make_log("info", "json")
     closed.close()
     log.error("disk_refuses")
+
+
+class Pipe(io.BytesIO):
+    """Counts how often it is written to; may be closed at the other end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes = 0
+        self.broken = False
+
+    def write(self, data: object) -> int:
+        self.writes += 1
+        if self.broken:
+            raise BrokenPipeError
+        return super().write(data)  # type: ignore[arg-type]
+
+
+async def test_lines_of_one_turn_of_the_loop_are_written_together() -> None:
+    pipe = Pipe()
+    lines = Lines(pipe)
+    for turn in range(2):
+        for number in range(3):
+            lines.add(f"{turn}{number}".encode())
+        await asyncio.sleep(0)
+    assert pipe.getvalue() == b"00\n01\n02\n10\n11\n12\n"
+    assert pipe.writes == 2
+    lines.add(b"last")
+    lines.flush()
+    assert pipe.getvalue().endswith(b"12\nlast\n")
+
+
+async def test_lines_that_nobody_reads_stop_nothing() -> None:
+    pipe = Pipe()
+    lines = Lines(pipe)
+    pipe.broken = True
+    lines.add(b"lost")
+    await asyncio.sleep(0)
+    pipe.broken = False
+    lines.add(b"read")
+    await asyncio.sleep(0)
+    assert pipe.getvalue() == b"read\n"

@@ -138,11 +138,11 @@ def test_the_last_use_is_written_once_a_minute_and_looks_like_no_change(
 
 def test_how_many_uses_wait_is_limited(registry: Registry) -> None:
     for number in range(USED_MAX + 5):
-        registry._note_use(str(number), 1.0)
+        registry.note_use(str(number), 1.0)
     assert registry.flush_use() == USED_MAX
-    registry._note_use("another", 1.0)
+    registry.note_use("another", 1.0)
     assert registry.flush_use() == 1
-    registry._note_use("one more", 2.0)
+    registry.note_use("one more", 2.0)
     registry.flush_use()
     assert len(registry._noted_s) <= USED_MAX + 1
 
