@@ -39,8 +39,6 @@ def rules_of(settings: Analytics) -> Rules:
         raise ValueError(
             "analytics.future_s: at most lateness_s, or a clock that is put right loses readings"
         )
-    if settings.lateness_s > windows[0].keep_s:
-        raise ValueError(f"analytics.lateness_s: {windows[0].name} is not kept for so long")
     if settings.anomaly_warm_up > settings.anomaly_memory:
         raise ValueError("analytics.anomaly_warm_up: at most anomaly_memory")
     return Rules(

@@ -210,6 +210,31 @@ async def test_a_restart_changes_nothing_and_goes_on_behind_what_was_taken(tmp_p
         assert after["items"][0]["count"] == 13
 
 
+async def test_what_is_past_its_time_goes_when_the_service_starts(tmp_path: Path) -> None:
+    folder, then_ms = tmp_path / "node", NOW_MS - 5 * DAY_MS
+    async with analytics_service(folder) as service:
+        service.send({"ts": then_ms, "metrics": {"temperature": 1.0}}, received_at_ms=then_ms)
+        await service.until(ROLLUPS, lambda found: bool(found["items"]))
+    async with analytics_service(folder) as service:
+        await service.until_metric("headworks_analytics_series", 2)
+        assert (await service.get(ROLLUPS)).body["items"] == []
+        assert len((await service.get(f"{ROLLUPS}&window=5m")).body["items"]) == 1
+
+
+async def test_a_sweep_that_fails_is_counted_and_the_service_goes_on(tmp_path: Path) -> None:
+    folder, then_ms = tmp_path / "node", NOW_MS - 5 * DAY_MS
+    async with analytics_service(folder) as service:
+        service.send({"ts": then_ms, "metrics": {"temperature": 1.0}}, received_at_ms=then_ms)
+        await service.until(ROLLUPS, lambda found: bool(found["items"]))
+    with contextlib.closing(sqlite3.connect(folder / "analytics.db", isolation_level=None)) as other:
+        other.execute("CREATE TRIGGER kept BEFORE DELETE ON rollups BEGIN SELECT RAISE(ABORT, 'kept'); END")
+    async with analytics_service(folder) as service:
+        await service.until_metric("headworks_analytics_store_troubles_total", 1)
+        service._groups = 1
+        service.send(*readings(3), received_at_ms=NOW_MS)
+        await service.until(ROLLUPS, lambda found: len(found["items"]) == 2)
+
+
 async def test_what_is_of_a_device_is_erased_and_nothing_else(service: AnalyticsClient) -> None:
     for device in ("pump-1", "pump-2"):
         service.send(*readings(3), device=device, received_at_ms=NOW_MS)
@@ -307,3 +332,7 @@ async def test_a_service_without_a_stream_or_with_rules_that_clash_does_not_star
         with pytest.raises(StartError, match=why):
             async with analytics_service(tmp_path / "node", override):
                 pytest.fail("it starts")
+    (tmp_path / "node" / "analytics.db").write_bytes(b"something else" * 100)
+    with pytest.raises(StartError, match=r"cannot open .*analytics\.db"):
+        async with analytics_service(tmp_path / "node"):
+            pytest.fail("it starts")
