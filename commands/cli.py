@@ -17,6 +17,7 @@ from commands import (
     devices,
     doctor,
     keys,
+    mesh,
     pki,
     query,
     serve,
@@ -46,6 +47,7 @@ app.command("query")(query.query)
 app.command("doctor")(doctor.doctor)
 app.command("settings")(settings.settings)
 app.add_typer(api.app, name="api")
+app.add_typer(mesh.app, name="mesh")
 app.add_typer(pki.app, name="pki")
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(devices.app, name="devices")

@@ -1,0 +1,224 @@
+"""`headworks mesh`: App Mesh resources checked, and exported as what Envoys run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from commands.common import REFUSED, USAGE, JsonOption, fail
+from routing.mesh.compile.messages import as_json
+from routing.mesh.compile.node import compiled, static
+from routing.mesh.compile.proxy import Address, Endpoint, Proxy
+from routing.mesh.compile.uncompilable import Uncompilable
+from routing.mesh.documents.reading import read
+from routing.mesh.meshes import Meshes, meshes_of
+from routing.mesh.model.resources import VirtualGateway, VirtualNode
+from routing.mesh.problem import Problem, Severity
+from routing.mesh.snapshot import MeshSnapshot
+
+app = typer.Typer(help="The service mesh: App Mesh resources, run by Envoys.", no_args_is_help=True)
+UNSUPPORTED = 3
+"""The exit code where a mesh is consistent, but something of it is not supported."""
+PlaceArgument = Annotated[
+    Path, typer.Argument(help="A folder, or a file, of App Mesh resources.", metavar="DIR")
+]
+ParameterOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--parameter", "-p", help="A value that a template does not have: NAME=VALUE. May be repeated."
+    ),
+]
+EndpointsOption = Annotated[
+    Path | None,
+    typer.Option(help='Endpoints in place of discovery, JSON: {"node": ["10.0.0.1", "10.0.0.2:8080"]}.'),
+]
+
+
+class Format(Enum):
+    """What a proxy is exported as."""
+
+    ENVOY = "envoy"
+
+
+@app.command("check")
+def check(place: PlaceArgument, parameters: ParameterOption = None, as_json_: JsonOption = False) -> None:
+    """Check App Mesh resources: exit code 1 after errors, 3 where something is not supported."""
+    meshes = _meshes(place, parameters)
+    problems = [*meshes.problems, *_uncompilable(meshes)]
+    if as_json_:
+        shown = {
+            "meshes": {name: len(snapshot.resources) for name, snapshot in meshes.snapshots.items()},
+            "problems": problems,
+        }
+        typer.echo(msgspec.json.encode(shown).decode())
+    else:
+        for problem in problems:
+            typer.echo(str(problem))
+        for name, snapshot in meshes.snapshots.items():
+            typer.echo(f"{name}: {_counted(snapshot)}")
+    severities = {problem.severity for problem in problems}
+    if Severity.ERROR in severities:
+        raise typer.Exit(REFUSED)
+    if Severity.UNSUPPORTED in severities:
+        raise typer.Exit(UNSUPPORTED)
+
+
+@app.command("export")
+def export(
+    place: PlaceArgument,
+    *,
+    node: Annotated[
+        str,
+        typer.Option(help="A virtual node or gateway: its name, or virtualGateway/NAME where both have it."),
+    ],
+    mesh: Annotated[str, typer.Option(help="The mesh, where there are several.")] = "",
+    format_: Annotated[Format, typer.Option("--format", help="What is exported.")] = Format.ENVOY,
+    parameters: ParameterOption = None,
+    endpoints: EndpointsOption = None,
+    applications: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--app",
+            help="Bind a port of the node, and pass on to the application: PORT=HOST:PORT. May be repeated.",
+        ),
+    ] = None,
+    tcp_backends: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tcp", help="A listener for a backend that speaks TCP: SERVICE=HOST:PORT. May be repeated."
+        ),
+    ] = None,
+    listen: Annotated[str, typer.Option(help="The address on which the node is called.")] = Proxy().listen,
+    ingress_port: Annotated[int, typer.Option(min=1, max=65_535)] = Proxy().ingress_port,
+    egress_port: Annotated[int, typer.Option(min=1, max=65_535)] = Proxy().egress_port,
+    admin_port: Annotated[int, typer.Option(min=1, max=65_535)] = Proxy().admin_port,
+    sds_socket: Annotated[str, typer.Option(help="The Unix socket of a Secret Discovery Service.")] = "",
+) -> None:
+    """Print the configuration of a node's Envoy, which runs as it is: envoy -c FILE."""
+    meshes = _meshes(place, parameters)
+    proxy = Proxy(
+        listen=listen,
+        ingress_port=ingress_port,
+        egress_port=egress_port,
+        admin_port=admin_port,
+        applications={_port(key): at for key, at in _addresses("--app", applications).items()},
+        tcp_backends=_addresses("--tcp", tcp_backends),
+        endpoints={} if endpoints is None else _endpoints(endpoints),
+        sds_socket=sds_socket,
+    )
+    errors = [problem for problem in meshes.problems if problem.severity is Severity.ERROR]
+    if errors:
+        _fail(errors, REFUSED)
+    snapshot = _chosen(meshes, mesh)
+    try:
+        made = compiled(snapshot, _proxied(snapshot, node), proxy)
+    except Uncompilable as error:
+        _fail(error.problems, UNSUPPORTED)
+    assert format_ is Format.ENVOY
+    typer.echo(msgspec.json.format(msgspec.json.encode(as_json(static(made, proxy)))).decode())
+
+
+def _meshes(place: Path, parameters: Sequence[str] | None) -> Meshes:
+    given = {}
+    for each in parameters or ():
+        name, separator, value = each.partition("=")
+        if not separator:
+            fail(f"--parameter {each} is not NAME=VALUE", USAGE)
+        given[name] = value
+    return meshes_of(read(place, given))
+
+
+def _uncompilable(meshes: Meshes) -> list[Problem]:
+    """Return what no single resource shows, but an export would."""
+    found: set[Problem] = set()
+    for snapshot in meshes.snapshots.values():
+        proxy = Proxy(sds_socket="/given-at-export")
+        proxied: list[VirtualNode | VirtualGateway] = [*snapshot.nodes.values(), *snapshot.gateways.values()]
+        for each in proxied:
+            try:
+                compiled(snapshot, each, proxy)
+            except Uncompilable as error:
+                found.update(error.problems)
+    known = {(problem.resource, problem.field, problem.text) for problem in meshes.problems}
+    new = [each for each in found if (each.resource, each.field, each.text) not in known]
+    return sorted(new, key=lambda each: (each.resource, each.field, each.text))
+
+
+def _counted(snapshot: MeshSnapshot) -> str:
+    counts = {
+        "virtual services": len(snapshot.services),
+        "virtual nodes": len(snapshot.nodes),
+        "virtual routers": len(snapshot.routers),
+        "routes": sum(len(snapshot.routes(name)) for name in snapshot.routers),
+        "virtual gateways": len(snapshot.gateways),
+        "gateway routes": sum(len(snapshot.gateway_routes(name)) for name in snapshot.gateways),
+    }
+    return ", ".join(f"{count} {what}" for what, count in counts.items())
+
+
+def _chosen(meshes: Meshes, name: str) -> MeshSnapshot:
+    names = ", ".join(sorted(meshes.snapshots)) or "none"
+    if name:
+        if name not in meshes.snapshots:
+            fail(f"there is no mesh {name}, but {names}", USAGE)
+        return meshes.snapshots[name]
+    if len(meshes.snapshots) != 1:
+        fail(f"say which mesh: --mesh, of {names}", USAGE)
+    (snapshot,) = meshes.snapshots.values()
+    return snapshot
+
+
+def _proxied(snapshot: MeshSnapshot, name: str) -> VirtualNode | VirtualGateway:
+    kind, _, own = name.rpartition("/")
+    node = snapshot.nodes.get(own) if kind in {"", "virtualNode"} else None
+    gateway = snapshot.gateways.get(own) if kind in {"", "virtualGateway"} else None
+    if node is not None and gateway is not None:
+        fail(f"say which {own}: virtualNode/{own} or virtualGateway/{own}", USAGE)
+    found: VirtualNode | VirtualGateway | None = node if node is not None else gateway
+    if found is None:
+        names = ", ".join(sorted([*snapshot.nodes, *snapshot.gateways])) or "none"
+        fail(f"there is no virtual node or gateway {name}, but {names}", USAGE)
+    return found
+
+
+def _fail(problems: Sequence[Problem], code: int) -> None:
+    for problem in problems:
+        typer.echo(str(problem), err=True)
+    raise typer.Exit(code)
+
+
+def _addresses(option: str, values: Sequence[str] | None) -> dict[str, Address]:
+    made = {}
+    for each in values or ():
+        key, _, at = each.partition("=")
+        host, _, port = at.rpartition(":")
+        if not (key and host and port.isdecimal() and 0 < int(port) < 65_536):
+            fail(f"{option} {each} does not end with =HOST:PORT", USAGE)
+        made[key] = Address(host.strip("[]"), int(port))
+    return made
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and 0 < int(text) < 65_536):
+        fail(f"--app {text} does not begin with a port", USAGE)
+    return int(text)
+
+
+def _endpoints(path: Path) -> dict[str, tuple[Endpoint, ...]]:
+    try:
+        given = msgspec.json.decode(path.read_bytes(), type=dict[str, list[str]])
+    except msgspec.DecodeError as error:
+        fail(f"{path}: {error}", USAGE)
+    return {node: tuple(_endpoint(each) for each in each_of) for node, each_of in given.items()}
+
+
+def _endpoint(text: str) -> Endpoint:
+    host, separator, port = text.rpartition(":")
+    if separator and port.isdecimal() and (":" not in host or host.startswith("[")):
+        return Endpoint(host.strip("[]"), int(port))
+    return Endpoint(text.strip("[]"))

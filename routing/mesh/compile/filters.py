@@ -1,0 +1,85 @@
+"""What listeners are made of: HTTP connection managers, TCP proxies, access logs, inspectors."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from envoy.extensions.access_loggers.file.v3.file_pb2 import FileAccessLog
+from envoy.extensions.filters.http.router.v3.router_pb2 import Router
+from envoy.extensions.filters.listener.http_inspector.v3.http_inspector_pb2 import HttpInspector
+from envoy.extensions.filters.listener.original_dst.v3.original_dst_pb2 import OriginalDst
+from envoy.extensions.filters.listener.tls_inspector.v3.tls_inspector_pb2 import TlsInspector
+from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (
+    HttpConnectionManager,
+)
+from envoy.extensions.filters.network.tcp_proxy.v3.tcp_proxy_pb2 import TcpProxy
+
+from routing.mesh.compile.messages import Config, extension, milliseconds, yes
+from routing.mesh.model.listening import Logging, TcpTimeout
+
+ALPN: Final = {"http": ["http/1.1"], "http2": ["h2"], "grpc": ["h2"], "tcp": []}
+
+
+def manager(
+    name: str, routes: Config, logging: Logging | None, *, codec: str = "AUTO", edge: bool = False
+) -> Config:
+    """Return an HTTP connection manager with its routes; at the `edge`, no caller is believed."""
+    config: Config = {
+        "stat_prefix": name,
+        "codec_type": codec,
+        "route_config": routes,
+        "http_filters": [extension("envoy.filters.http.router", Router)],
+        "access_log": access_logs(logging),
+        "server_header_transformation": "PASS_THROUGH",
+        "normalize_path": yes(),
+        "use_remote_address": {"value": edge},
+    }
+    if edge:
+        config["path_with_escaped_slashes_action"] = "UNESCAPE_AND_REDIRECT"
+        config["common_http_protocol_options"] = {"headers_with_underscores_action": "REJECT_REQUEST"}
+    return extension("envoy.filters.network.http_connection_manager", HttpConnectionManager, config)
+
+
+def tcp_proxy(name: str, towards: Config, timeout: TcpTimeout | None, logging: Logging | None) -> Config:
+    """Return a filter that passes on a connection."""
+    config: Config = {"stat_prefix": name, "access_log": access_logs(logging), **towards}
+    if timeout is not None and timeout.idle is not None:
+        config["idle_timeout"] = milliseconds(timeout.idle.milliseconds)
+    return extension("envoy.filters.network.tcp_proxy", TcpProxy, config)
+
+
+def access_logs(logging: Logging | None) -> list[Config]:
+    """Return the access log of a proxy, or none."""
+    if logging is None or logging.access_log is None or logging.access_log.file is None:
+        return []
+    file = logging.access_log.file
+    config: Config = {"path": file.path}
+    if file.format is not None and file.format.json is not None:
+        config["log_format"] = {"json_format": {pair.key: pair.value for pair in file.format.json}}
+    elif file.format is not None and file.format.text is not None:
+        text = file.format.text if file.format.text.endswith("\n") else f"{file.format.text}\n"
+        config["log_format"] = {"text_format_source": {"inline_string": text}}
+    return [extension("envoy.access_loggers.file", FileAccessLog, config)]
+
+
+def original_destination() -> Config:
+    """Return the filter that finds out where a redirected connection was going."""
+    return extension("envoy.filters.listener.original_dst", OriginalDst)
+
+
+def tls_inspector(but: list[int] | None = None) -> Config:
+    """Return the filter that finds out whether TLS is spoken, but not on the ports `but`."""
+    return {**extension("envoy.filters.listener.tls_inspector", TlsInspector), **_disabled(but or [])}
+
+
+def http_inspector(but: list[int] | None = None) -> Config:
+    """Return the filter that finds out whether HTTP is spoken, but not on the ports `but`."""
+    return {**extension("envoy.filters.listener.http_inspector", HttpInspector), **_disabled(but or [])}
+
+
+def _disabled(ports: list[int]) -> Config:
+    """Return for which ports nobody waits for a first byte, which may be the server's to send."""
+    ranges: list[Config] = [{"destination_port_range": {"start": port, "end": port + 1}} for port in ports]
+    if not ranges:
+        return {}
+    return {"filter_disabled": ranges[0] if len(ranges) == 1 else {"or_match": {"rules": ranges}}}

@@ -1,0 +1,95 @@
+"""The listeners under which a node is called, and the cluster of its application behind each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from routing.mesh.compile import clusters, filters, routes
+from routing.mesh.compile.messages import Config, address, number
+from routing.mesh.compile.proxy import Address, Proxy
+from routing.mesh.compile.tls import listener_socket
+from routing.mesh.model.listening import GrpcTimeout, HttpTimeout, Listener, TcpTimeout
+from routing.mesh.model.resources import VirtualNode
+from routing.mesh.model.shape import IpPreference
+
+
+def inbound(
+    node: VirtualNode, proxy: Proxy, preference: IpPreference | None
+) -> tuple[list[Config], list[Config]]:
+    """Return the listeners and the clusters of what comes in."""
+    listeners: list[Config] = []
+    local: list[Config] = []
+    redirected: list[Config] = []
+    inspected = False
+    for listener in node.spec.listeners or ():
+        mapping = listener.port_mapping
+        name = f"cds_ingress_{node.mesh_name}_{node.virtual_node_name}_{mapping.protocol}_{mapping.port}"
+        host = "::1" if (preference or "").startswith("IPv6") else "127.0.0.1"
+        at = proxy.applications.get(mapping.port, Address(host, mapping.port))
+        local.append(clusters.local(name, mapping.protocol, at, listener.connection_pool))
+        chains = list(_chains(node, listener, name))
+        permissive = len(chains) > 1
+        if mapping.port in proxy.applications:
+            listeners.append(
+                {
+                    "name": f"lds_ingress_{proxy.listen}_{mapping.port}",
+                    "address": address(proxy.listen, mapping.port),
+                    "traffic_direction": "INBOUND",
+                    "listener_filters": [filters.tls_inspector()] if permissive else [],
+                    "filter_chains": chains,
+                }
+            )
+            continue
+        inspected = inspected or permissive
+        for chain in chains:
+            chain.setdefault("filter_chain_match", {})["destination_port"] = number(mapping.port)
+        redirected += chains
+    if redirected:
+        listeners.append(
+            {
+                "name": f"lds_ingress_{proxy.listen}_{proxy.ingress_port}",
+                "address": address(proxy.listen, proxy.ingress_port),
+                "traffic_direction": "INBOUND",
+                "listener_filters": [
+                    filters.original_destination(),
+                    *([filters.tls_inspector()] if inspected else []),
+                ],
+                "filter_chains": redirected,
+            }
+        )
+    return listeners, local
+
+
+def _chains(node: VirtualNode, listener: Listener, cluster: str) -> Iterator[Config]:
+    """Yield the filter chains of a listener: one, or one with and one without TLS."""
+    mapping, tls = listener.port_mapping, listener.tls
+    if mapping.protocol == "tcp":
+        timeout = listener.timeout.tcp if listener.timeout is not None else None
+        one = filters.tcp_proxy(cluster, {"cluster": cluster}, timeout, node.spec.logging)
+    else:
+        action = {"cluster": cluster, **routes.times(_timeout(listener))}
+        everything = {"name": "all", "match": {"prefix": "/"}, "route": action}
+        host = {"name": "application", "domains": ["*"], "routes": [everything]}
+        one = filters.manager(cluster, {"name": cluster, "virtual_hosts": [host]}, node.spec.logging)
+    if tls is None or tls.mode == "DISABLED":
+        yield {"name": cluster, "filters": [one]}
+        return
+    socket = listener_socket(tls, filters.ALPN[mapping.protocol])
+    if tls.mode == "STRICT":
+        yield {"name": cluster, "filters": [one], "transport_socket": socket}
+        return
+    match = {"transport_protocol": "tls"}
+    yield {
+        "name": f"{cluster}_tls",
+        "filter_chain_match": match,
+        "filters": [one],
+        "transport_socket": socket,
+    }
+    yield {"name": cluster, "filter_chain_match": {"transport_protocol": "raw_buffer"}, "filters": [one]}
+
+
+def _timeout(listener: Listener) -> HttpTimeout | GrpcTimeout | None:
+    """Return the timeouts of a listener of HTTP or gRPC."""
+    if listener.timeout is None or isinstance(listener.timeout.tcp, TcpTimeout):
+        return None
+    return listener.timeout.http or listener.timeout.http2 or listener.timeout.grpc

@@ -1,0 +1,141 @@
+"""From a mesh and the name of a proxy in it to all that Envoy needs to know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+from envoy.config.bootstrap.v3.bootstrap_pb2 import Bootstrap
+from envoy.config.cluster.v3.cluster_pb2 import Cluster
+from envoy.config.listener.v3.listener_pb2 import Listener
+from envoy.extensions.resource_monitors.downstream_connections.v3.downstream_connections_pb2 import (
+    DownstreamConnectionsConfig,
+)
+from envoy.extensions.upstreams.http.v3.http_protocol_options_pb2 import HttpProtocolOptions
+
+from routing.mesh.compile.called import Directory
+from routing.mesh.compile.clusters import CONNECT_TIMEOUT_MS, HTTP_OPTIONS
+from routing.mesh.compile.gateway import bootstrap_extension, gateway
+from routing.mesh.compile.inbound import inbound
+from routing.mesh.compile.messages import Config, Message, address, extension, milliseconds, packed
+from routing.mesh.compile.outbound import outbound
+from routing.mesh.compile.proxy import Proxy
+from routing.mesh.compile.tls import SDS_CLUSTER, uses_sds
+from routing.mesh.compile.uncompilable import Uncompilable, uncompilable
+from routing.mesh.model.resources import Resource, VirtualGateway, VirtualNode
+from routing.mesh.model.tls import BackendDefaults, ClientPolicyTls, ListenerTls
+from routing.mesh.problem import Severity
+from routing.mesh.snapshot import MeshSnapshot
+from routing.mesh.unsupported import unsupported
+
+CONNECTIONS_MAX: Final = 50_000
+
+
+class Compiled(msgspec.Struct, frozen=True):
+    """What a proxy runs: messages of Envoy's API."""
+
+    id: str
+    mesh: str
+    listeners: tuple[Message, ...]
+    clusters: tuple[Message, ...]
+
+
+def compiled(snapshot: MeshSnapshot, of: VirtualNode | VirtualGateway, proxy: Proxy) -> Compiled:
+    """Return the configuration of the proxy of a node or a gateway; raises Uncompilable."""
+    _refuse_unsupported(snapshot, of)
+    defaults = of.spec.backend_defaults
+    directory = Directory(snapshot, proxy, defaults.client_policy if defaults is not None else None)
+    if isinstance(of, VirtualGateway):
+        listeners, clusters = gateway(snapshot, of, proxy, directory)
+    else:
+        mesh = snapshot.mesh.spec
+        preference = mesh.service_discovery.ip_preference if mesh.service_discovery is not None else None
+        allow_all = mesh.egress_filter is not None and mesh.egress_filter.type == "ALLOW_ALL"
+        listeners, clusters = inbound(of, proxy, preference)
+        more_listeners, more_clusters = outbound(of, proxy, directory, allow_all=allow_all)
+        listeners, clusters = [*listeners, *more_listeners], [*clusters, *more_clusters]
+    clusters += directory.clusters
+    if any(uses_sds(tls) for tls in _all_tls(of)):
+        if not proxy.sds_socket:
+            raise uncompilable(of.path, "spec", "has secrets of a Secret Discovery Service: give its socket")
+        clusters.append(_sds(proxy.sds_socket))
+    return Compiled(
+        id=of.path,
+        mesh=snapshot.mesh.mesh_name,
+        listeners=tuple(Listener(**config) for config in listeners),
+        clusters=tuple(Cluster(**config) for config in clusters),
+    )
+
+
+def static(made: Compiled, proxy: Proxy) -> Message:
+    """Return a bootstrap with everything in it: Envoy runs it as it is."""
+    monitor = extension(
+        "envoy.resource_monitors.global_downstream_max_connections",
+        DownstreamConnectionsConfig,
+        {"max_active_downstream_connections": CONNECTIONS_MAX},
+    )
+    config: Config = {
+        "node": {"id": made.id, "cluster": made.mesh},
+        "admin": {"address": address("127.0.0.1", proxy.admin_port)},
+        "static_resources": {"listeners": list(made.listeners), "clusters": list(made.clusters)},
+        "bootstrap_extensions": [bootstrap_extension()],
+        "overload_manager": {"resource_monitors": [monitor]},
+    }
+    return Bootstrap(**config)
+
+
+def reached(snapshot: MeshSnapshot, of: VirtualNode | VirtualGateway) -> list[Resource]:
+    """Return the resources that say what a proxy does: its own, and the routes and nodes that it leads to."""
+    found: list[Resource] = [snapshot.mesh, of]
+    if isinstance(of, VirtualGateway):
+        gateway_routes = snapshot.gateway_routes(of.virtual_gateway_name)
+        found += gateway_routes
+        kinds = [
+            each.spec.http_route or each.spec.http2_route or each.spec.grpc_route for each in gateway_routes
+        ]
+        names = [
+            kind.action.target.virtual_service.virtual_service_name for kind in kinds if kind is not None
+        ]
+    else:
+        backends = [backend.virtual_service for backend in of.spec.backends or ()]
+        names = [backend.virtual_service_name for backend in backends if backend is not None]
+    for name in dict.fromkeys(names):
+        provider = snapshot.services[name].spec.provider
+        if provider is not None and provider.virtual_router is not None:
+            found += snapshot.routes(provider.virtual_router.virtual_router_name)
+    return found
+
+
+def _refuse_unsupported(snapshot: MeshSnapshot, of: VirtualNode | VirtualGateway) -> None:
+    problems = [
+        problem
+        for each in reached(snapshot, of)
+        for problem in unsupported(each)
+        if problem.severity is Severity.UNSUPPORTED
+    ]
+    if problems:
+        raise Uncompilable(problems)
+
+
+def _all_tls(of: VirtualNode | VirtualGateway) -> Sequence[ListenerTls | ClientPolicyTls]:
+    listeners: list[ListenerTls | None] = [listener.tls for listener in of.spec.listeners or ()]
+    defaults: list[BackendDefaults | None] = [of.spec.backend_defaults]
+    policies = [each.client_policy for each in defaults if each is not None]
+    if isinstance(of, VirtualNode):
+        backends = [backend.virtual_service for backend in of.spec.backends or ()]
+        policies += [backend.client_policy for backend in backends if backend is not None]
+    offered = [tls for tls in listeners if tls is not None and tls.mode != "DISABLED"]
+    return [*offered, *[policy.tls for policy in policies if policy is not None and policy.tls is not None]]
+
+
+def _sds(socket: str) -> Config:
+    options = packed(HttpProtocolOptions, {"explicit_http_config": {"http2_protocol_options": {}}})
+    endpoint = {"endpoint": {"address": {"pipe": {"path": socket}}}}
+    return {
+        "name": SDS_CLUSTER,
+        "type": "STATIC",
+        "connect_timeout": milliseconds(CONNECT_TIMEOUT_MS),
+        "typed_extension_protocol_options": {HTTP_OPTIONS: options},
+        "load_assignment": {"cluster_name": SDS_CLUSTER, "endpoints": [{"lb_endpoints": [endpoint]}]},
+    }

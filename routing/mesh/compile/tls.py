@@ -1,0 +1,104 @@
+"""TLS contexts of listeners and of clusters."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from envoy.extensions.transport_sockets.tls.v3.tls_pb2 import DownstreamTlsContext, UpstreamTlsContext
+
+from routing.mesh.compile.messages import Config, extension, milliseconds, yes
+from routing.mesh.model.listening import Listener
+from routing.mesh.model.tls import (
+    ClientPolicyTls,
+    ClientTlsCertificate,
+    ListenerTls,
+    ListenerTlsCertificate,
+    ListenerTlsValidationContext,
+    TlsValidationContext,
+)
+
+SDS_CLUSTER: Final = "sds"
+SOCKET: Final = "envoy.transport_sockets.tls"
+SECRET_DEADLINE_MS: Final = 15_000
+
+
+def listener_socket(tls: ListenerTls, alpn: list[str]) -> Config:
+    """Return the transport socket of a listener; its mode is not DISABLED, its certificate not from ACM."""
+    common: Config = {"alpn_protocols": alpn, "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"}}
+    _certificate(common, tls.certificate)
+    if tls.validation is not None:
+        _validation(common, tls.validation)
+    config: Config = {"common_tls_context": common}
+    if tls.validation is not None:
+        config["require_client_certificate"] = yes()
+    return extension(SOCKET, DownstreamTlsContext, config)
+
+
+def client_tls(policy: ClientPolicyTls | None, callee: Listener) -> ClientPolicyTls | None:
+    """Return the policy by which a listener is called, or None for plaintext.
+
+    A policy that is not enforced asks for TLS only where the listener offers it.
+    """
+    if policy is None or (policy.ports and callee.port_mapping.port not in policy.ports):
+        return None
+    offered = callee.tls is not None and callee.tls.mode != "DISABLED"
+    return policy if offered or policy.enforce is not False else None
+
+
+def cluster_socket(policy: ClientPolicyTls, protocol: str) -> Config:
+    """Return the transport socket by which a cluster is called."""
+    common: Config = {"tls_params": {"tls_minimum_protocol_version": "TLSv1_2"}}
+    if protocol in {"http2", "grpc"}:
+        common["alpn_protocols"] = ["h2"]
+    if policy.certificate is not None:
+        _certificate(common, policy.certificate)
+    _validation(common, policy.validation)
+    return extension(SOCKET, UpstreamTlsContext, {"common_tls_context": common})
+
+
+def uses_sds(tls: ListenerTls | ClientPolicyTls) -> bool:
+    """Return whether secrets come from a Secret Discovery Service."""
+    certificate, validation = tls.certificate, tls.validation
+    return (certificate is not None and certificate.sds is not None) or (
+        validation is not None and validation.trust.sds is not None
+    )
+
+
+def _certificate(common: Config, certificate: ListenerTlsCertificate | ClientTlsCertificate) -> None:
+    if certificate.file is not None:
+        chain, key = certificate.file.certificate_chain, certificate.file.private_key
+        common["tls_certificates"] = [
+            {"certificate_chain": {"filename": chain}, "private_key": {"filename": key}}
+        ]
+    elif certificate.sds is not None:
+        common["tls_certificate_sds_secret_configs"] = [_secret(certificate.sds.secret_name)]
+
+
+def _validation(common: Config, validation: ListenerTlsValidationContext | TlsValidationContext) -> None:
+    context: Config = {}
+    if validation.subject_alternative_names is not None:
+        names = validation.subject_alternative_names.match.exact
+        kinds = ["URI"] if all(":" in name for name in names) else ["DNS", "URI"]
+        context["match_typed_subject_alt_names"] = [
+            {"san_type": kind, "matcher": {"exact": name}} for name in names for kind in kinds
+        ]
+    if validation.trust.file is not None:
+        context["trusted_ca"] = {"filename": validation.trust.file.certificate_chain}
+        common["validation_context"] = context
+    elif validation.trust.sds is not None:
+        secret = _secret(validation.trust.sds.secret_name)
+        common["combined_validation_context"] = {
+            "default_validation_context": context,
+            "validation_context_sds_secret_config": secret,
+        }
+
+
+def _secret(name: str) -> Config:
+    service = {"envoy_grpc": {"cluster_name": SDS_CLUSTER}}
+    source = {"api_type": "GRPC", "transport_api_version": "V3", "grpc_services": [service]}
+    config = {
+        "resource_api_version": "V3",
+        "api_config_source": source,
+        "initial_fetch_timeout": milliseconds(SECRET_DEADLINE_MS),
+    }
+    return {"name": name, "sds_config": config}
