@@ -30,6 +30,12 @@ path = "/v1/{{rest...}}"
 upstream = "echo"
 public = true
 retries = {{ try_timeout_s = 1.0 }}
+[[routes]]
+name = "post"
+method = "POST"
+path = "/v1/{{rest...}}"
+upstream = "echo"
+public = true
 """
 CONNECTIONS = 96
 """So many that more requests are under way at one server than its breaker would bear of failures in a row."""
@@ -39,8 +45,10 @@ PATIENCE_S = 20.0
 class Load:
     """Callers that ask again and again, each on a connection of its own."""
 
-    def __init__(self, node: ApiGateway) -> None:
+    def __init__(self, node: ApiGateway, method: str = "GET", *, keyed: bool = False) -> None:
         self._node = node
+        self._method = method
+        self._keyed = keyed
         self._numbers = itertools.count()
         self._ended = False
         self.sent: set[str] = set()
@@ -63,7 +71,8 @@ class Load:
         while not self._ended:
             entry = f"r{next(self._numbers)}"
             self.sent.add(entry)
-            async with session.get("/v1/slow/0.2", headers={"X-Ledger": entry}) as response:
+            headers = {"X-Ledger": entry, **({"Idempotency-Key": entry} if self._keyed else {})}
+            async with session.request(self._method, "/v1/slow/0.2", headers=headers) as response:
                 body = await response.json()
                 server = str(body.get("server", "")) if response.status == 200 else str(body)
             assert entry not in self.answers
@@ -153,3 +162,33 @@ async def test_one_of_three_that_hangs_costs_time_and_no_request(
             hung.thaw()
         await load.more(CONNECTIONS, "c")
     check(load, servers, node, lost_at="c")
+
+
+@pytest.mark.parametrize("three", ["least_request"], indirect=True)
+async def test_what_is_not_idempotent_is_done_once_or_fails_where_it_was_under_way(
+    three: tuple[ApiGateway, list[EchoServer]],
+) -> None:
+    node, servers = three
+    async with Load(node, "POST").running() as load:
+        await load.more(3 * CONNECTIONS)
+        await asyncio.to_thread(servers[1].kill)
+        await load.more(5 * CONNECTIONS)
+    assert load.sent == set(load.answers), "sent = answered"
+    statuses = Counter(status for status, _ in load.answers.values())
+    assert set(statuses) <= {200, 502}
+    assert statuses[502] <= CONNECTIONS // 2, "what was under way at the one, a third as a rule"
+    came = Counter(entry for server in servers for entry in server.entries())
+    assert set(came.values()) == {1}, "nothing is done twice"
+    assert {entry for entry, (status, _) in load.answers.items() if status == 200} <= set(came)
+
+
+@pytest.mark.parametrize("three", ["least_request"], indirect=True)
+async def test_a_post_with_an_idempotency_key_is_asked_again(
+    three: tuple[ApiGateway, list[EchoServer]],
+) -> None:
+    node, servers = three
+    async with Load(node, "POST", keyed=True).running() as load:
+        await load.more(2 * CONNECTIONS)
+        await asyncio.to_thread(servers[1].kill)
+        await load.more(4 * CONNECTIONS)
+    check(load, servers, node, lost_at="b")
