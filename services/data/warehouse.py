@@ -3,7 +3,7 @@
 - `points` has a row a metric, `records` a row a record as it came, `latest` the newest value of a series.
 - A batch, its points and its checkpoint are one transaction, durable when `write` returns.
 - One process owns the file, and one thread at a time writes; any number read, each a snapshot.
-- Limits: `memory_mib` and `threads` are DuckDB's own; `prune` and `shrink` keep the file small.
+- Limits: `memory_mib` and `threads` are DuckDB's own, and `SPILL`; `prune` and `shrink` keep the file small.
 """
 
 from __future__ import annotations
@@ -56,9 +56,11 @@ ADD_CHECKPOINT: Final = (
     "INSERT INTO checkpoints VALUES (?, ?) ON CONFLICT DO UPDATE SET checkpoint = excluded.checkpoint"
 )
 TABLES: Final = ("records", "points", "latest")
+SPILL: Final = "1GiB"
+"""What reads may put on disk when they have no memory left."""
 SHRINK_SHARE: Final = 0.05
 """So much of the records goes at once when the file is too large."""
-UNSTORABLE: Final = (duckdb.ConversionException, duckdb.InvalidInputException, duckdb.ConstraintException)
+UNSTORABLE: Final = (duckdb.ConversionException, duckdb.InvalidInputException)
 _ENCODE: Final = msgspec.json.Encoder().encode
 
 
@@ -86,6 +88,7 @@ class Warehouse:
                 config={
                     "memory_limit": f"{memory_mib}MiB",
                     "threads": threads,
+                    "max_temp_directory_size": SPILL,
                     "autoinstall_known_extensions": False,
                     "autoload_known_extensions": False,
                     "enable_external_access": False,
