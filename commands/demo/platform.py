@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from pathlib import Path
@@ -111,17 +112,22 @@ class Platform:
         for field, port in msgspec.structs.asdict(PlatformPorts()).items():
             routes = routes.replace(f'"127.0.0.1:{port}"', f'"127.0.0.1:{names[field]}"')
         (folder / "routes.toml").write_text(routes.replace('"openapi/', f'"{ROUTES.parent}/openapi/'))
-        if not self.key_file.exists():
-            self._issue_key()
+        with contextlib.closing(Registry(folder / "registry.db")) as registry:
+            if not self._has_key(registry):
+                self._issue_key(registry)
 
-    def _issue_key(self) -> None:
-        registry = Registry(self._node.folder / "registry.db")
-        try:
-            now_s = clock.unix_s()
-            registry.add_tenant(TENANT, "default", now_s)
-            _, secret = registry.issue_key(TENANT, KEY_NAME, Kind.CALLER, now_s, None, scopes=SCOPES)
-        finally:
-            registry.close()
+    def _has_key(self, registry: Registry) -> bool:
+        """Return whether there is a key with these scopes: that of an earlier version may have fewer."""
+        if not self.key_file.exists():
+            return False
+        scopes = {f"hw_{key.id}": set(key.scopes) for key in registry.keys(TENANT)}
+        return scopes.get(self.key_file.read_text().rpartition("_")[0]) == set(SCOPES)
+
+    def _issue_key(self, registry: Registry) -> None:
+        now_s = clock.unix_s()
+        registry.add_tenant(TENANT, "default", now_s)
+        _, secret = registry.issue_key(TENANT, KEY_NAME, Kind.CALLER, now_s, None, scopes=SCOPES)
+        self.key_file.unlink(missing_ok=True)
         descriptor = os.open(self.key_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(f"{secret}\n")

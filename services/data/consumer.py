@@ -107,10 +107,10 @@ class Consumer:
         self._seen.add([record.id])
         self._recent.add([record], first)
 
-    async def changed(self) -> None:
-        """Wait until a batch was taken."""
+    async def beyond(self, seq: int) -> None:
+        """Wait until there is a record behind a place."""
         async with self._changed:
-            await self._changed.wait()
+            await self._changed.wait_for(lambda: self._recent.newest > seq)
 
     async def erase(self, tenant: str, device: str) -> int:
         """Delete all of a device; return how many records. Raises `WarehouseError`."""

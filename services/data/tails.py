@@ -93,8 +93,11 @@ class Tails:
 
     async def _more(self, tenant: str, seq: int) -> None:
         """Wait until there is something behind a place, or what was there may be gone."""
-        while self._recent.after(tenant, seq, 1) == []:
-            await self._consumer.changed()
+        while True:
+            looked = self._recent.newest
+            if self._recent.after(tenant, seq, 1) != []:
+                return
+            await self._consumer.beyond(looked)
 
     async def _page(self, tenant: str, seq: int) -> tuple[bytes, int]:
         """Return lines behind a place, and the place behind them."""
