@@ -161,7 +161,11 @@ class _Targets:
         found = self._directory.tcp_routes(router, mapping.port)
         if not found:
             return [], {}, None
-        return [], routes.towards(found[0].action.weighted_targets, self._cluster), found[0].timeout
+        return (
+            [],
+            routes.connections_towards(found[0].action.weighted_targets, self._cluster),
+            found[0].timeout,
+        )
 
 
 def listener_of(node: VirtualNode, port: int) -> Listener:

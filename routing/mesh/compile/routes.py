@@ -83,10 +83,18 @@ def _rule(route: Route, port: int) -> _Rule | None:
 
 
 def towards(targets: Sequence[WeightedTarget], cluster: Clusters) -> Config:
-    """Return where requests, or connections, go."""
+    """Return where requests go."""
     if len(targets) == 1:
         return {"cluster": cluster(targets[0])}
     shares = [{"name": cluster(target), "weight": number(target.weight)} for target in targets]
+    return {"weighted_clusters": {"clusters": shares}}
+
+
+def connections_towards(targets: Sequence[WeightedTarget], cluster: Clusters) -> Config:
+    """Return where connections go, which have no share of 0."""
+    if len(targets) == 1:
+        return {"cluster": cluster(targets[0])}
+    shares = [{"name": cluster(target), "weight": target.weight} for target in targets if target.weight]
     return {"weighted_clusters": {"clusters": shares}}
 
 
