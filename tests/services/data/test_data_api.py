@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import io
+import itertools
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import msgspec
 import nanoarrow
 import pytest
@@ -15,6 +19,8 @@ from nanoarrow.ipc import InputStream
 
 from ingest.records import Encoding
 from services.data.formats import ARROW, NDJSON
+from services.data.reader import Reader
+from services.web.refusal import Refused
 from tests.support.data_service import Answer, Service, data_service
 from tests.support.feeds import group, payload
 
@@ -284,3 +290,45 @@ async def test_what_was_taken_is_there_after_a_restart_and_once(tmp_path: Path) 
         rows = rows_of(await service.of("pump-1", params={"limit": 1000}))
         assert len(rows) == 361
         assert await service.metric("feed_lag_seconds") == 0
+
+
+@pytest.mark.parametrize("accept", [NDJSON, ARROW])
+async def test_a_stream_that_cannot_be_finished_is_broken_off(
+    service: Service, monkeypatch: pytest.MonkeyPatch, accept: str
+) -> None:
+    monkeypatch.setattr("services.data.api.values.NDJSON_PAGE", 50)
+    monkeypatch.setattr("services.data.api.values.ARROW_PAGE", 50)
+    await with_readings(service)
+    reads, read = itertools.count(), Reader.read
+
+    async def failing(self: Reader, step: Any) -> Any:
+        if next(reads) == 3:
+            raise Refused(503, "unavailable", "the disk is gone")
+        return await read(self, step)
+
+    monkeypatch.setattr(Reader, "read", failing)
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await service.of("pump-1", accept=accept)
+
+
+async def test_a_stream_that_is_read_too_slowly_is_broken_off(tmp_path: Path) -> None:
+    async with data_service(tmp_path / "node", "data.stream_deadline_s=1") as service:
+        readings = [reading(START + n, note="x" * 1024) for n in range(1000)]
+        await service.has(*(group(number, readings) for number in range(1, 13)))
+        path = "/v2/tenants/acme/devices/pump-1/telemetry"
+        signed = service.signed()["X-Headworks-Identity"]
+        head = f"GET {path} HTTP/1.1\r\nHost: x\r\nAccept: {NDJSON}\r\nX-Headworks-Identity: {signed}\r\n\r\n"
+        port = service.client.port
+        assert port is not None
+        incoming, outgoing = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+        outgoing.write(head.encode())
+        assert b"200" in await incoming.readline()
+        await asyncio.sleep(2)  # what is too slow
+        content = b""
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(20):
+                while chunk := await incoming.read(1 << 16):
+                    content += chunk
+        outgoing.close()
+        assert not content.endswith(b"0\r\n\r\n"), "it has no end"
+        assert len(content) < 12_000_000
