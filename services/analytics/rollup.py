@@ -63,7 +63,9 @@ class Rollup(msgspec.Struct, array_like=True):
     def merge(self, other: Rollup) -> None:
         """Take what another roll-up has taken."""
         self.texts += other.texts
-        if not other.count:
+        if other.count <= 1:
+            if other.count:
+                self.add(other.first_ms, other.first)
             return
         self.sketch.merge(other.sketch)
         if not self.count:

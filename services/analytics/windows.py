@@ -42,15 +42,20 @@ def size_of(name: str) -> int:
 
 
 def coarser(finer: Mapping[int, Rollup], window: Window) -> dict[int, Rollup]:
-    """Merge windows by start into those of a size that is a multiple of theirs."""
-    made: dict[int, Rollup] = {}
+    """Merge windows by start into those of a size that is a multiple of theirs.
+
+    One that has a single finer window in it is that roll-up, which is not to be changed then.
+    """
+    parts: dict[int, list[Rollup]] = {}
     for start_s, rollup in finer.items():
-        into = start_s // window.size_s * window.size_s
-        if into in made:
-            made[into].merge(rollup)
-        else:
-            made[into] = Rollup()
-            made[into].merge(rollup)
+        parts.setdefault(start_s // window.size_s * window.size_s, []).append(rollup)
+    return {start_s: found[0] if len(found) == 1 else _merged(found) for start_s, found in parts.items()}
+
+
+def _merged(rollups: Sequence[Rollup]) -> Rollup:
+    made = Rollup()
+    for rollup in rollups:
+        made.merge(rollup)
     return made
 
 
