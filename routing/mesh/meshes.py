@@ -32,7 +32,11 @@ def meshes_of(read: Read) -> Meshes:
     problems = list(read.problems)
     snapshots: dict[str, MeshSnapshot] = {}
     for name, resources in members.items():
-        problems += [_in_file(problem, files) for problem in _problems(name, resources)]
+        if not any(isinstance(each, Mesh) for each in resources):
+            text = f"is not there; {len(resources)} resources are in it"
+            problems.append(Problem("", f"mesh/{name}", "", text))
+            continue
+        problems += [_in_file(problem, files) for problem in _problems(resources)]
         try:
             snapshots[name] = MeshSnapshot(resources)
         except Inconsistent as error:
@@ -42,10 +46,8 @@ def meshes_of(read: Read) -> Meshes:
     return Meshes(snapshots, found, tuple(unique))
 
 
-def _problems(name: str, resources: Sequence[Resource]) -> list[Problem]:
+def _problems(resources: Sequence[Resource]) -> list[Problem]:
     """Return what is wrong beside what makes a snapshot impossible."""
-    if not any(isinstance(each, Mesh) for each in resources):
-        return [Problem("", f"mesh/{name}", "", f"is not there; {len(resources)} resources are in it")]
     problems = [problem for problem in broken(resources) if problem.severity is not Severity.ERROR]
     return problems + [problem for each in resources for problem in unsupported(each)]
 
