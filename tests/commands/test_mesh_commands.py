@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -170,3 +171,15 @@ def test_the_command_is_there_and_says_in_one_line_what_is_missing(tmp_path: Pat
     got = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     assert got.returncode == 1
     assert got.stderr.strip() == f"headworks: there is no {tmp_path / 'gone'}"
+
+
+@pytest.mark.parametrize("node", ["front", "cart-v1", "cart-v2"])
+def test_the_mesh_of_the_guide_is_good(tmp_path: Path, node: str) -> None:
+    guide = (ROOT / "docs/guides/mesh.md").read_text()
+    (template,) = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    (tmp_path / "mesh.yaml").write_text(template)
+    assert run("check", str(tmp_path))[0] == 0
+    code, out, _ = run("export", str(tmp_path), "--node", node)
+    assert code == 0
+    (tmp_path / "envoy.json").write_text(out)
+    validated(tmp_path / "envoy.json")
