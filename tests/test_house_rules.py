@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -11,7 +12,12 @@ import pytest
 from ingest import counters
 from ingest.outcome import REFUSALS, Outcome
 from ingest.settings import Listener, Settings, Stream
+from routing.gateway import malformed
+from routing.gateway import settings as gateway_settings
+from routing.gateway.routes_file import Routes
 from routing.limits.plan import Plan
+from routing.limits.usage import SLUGS
+from routing.upstream.call import Reason
 
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -39,6 +45,47 @@ def test_every_counter_is_in_the_docs(family: counters.Family) -> None:
 @pytest.mark.parametrize("outcome", REFUSALS, ids=str)
 def test_every_refusal_is_in_the_docs(outcome: Outcome) -> None:
     assert f"`{outcome.name.lower()}`" in (ROOT / "docs/guides/operating.md").read_text()
+
+
+def fields_of(*structs: type[msgspec.Struct]) -> set[str]:
+    """Return the names of all fields of structs, and of those in them."""
+    names: set[str] = set()
+    waiting, seen = [*structs], set(structs)
+    while waiting:
+        for field in msgspec.structs.fields(waiting.pop()):
+            names.add(field.name)
+            for kind in (field.type, *getattr(field.type, "__args__", ())):
+                if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind not in seen:
+                    seen.add(kind)
+                    waiting.append(kind)
+    return names
+
+
+@pytest.mark.parametrize("name", sorted(fields_of(gateway_settings.Settings, Routes)))
+def test_every_setting_of_the_api_gateway_is_in_the_docs(name: str) -> None:
+    text = "".join(path.read_text() for path in (ROOT / "docs/guides").glob("*.md"))
+    assert re.search(rf"\b{name}\b", text)
+
+
+def api_refusals() -> list[str]:
+    """Return the names of what the API gateway refuses, as its code has them."""
+    names = {reason.value for reason in Reason} | set(SLUGS.values()) | {slug for _, slug in malformed.NAMES}
+    for path in (ROOT / "routing/gateway").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in {
+                "Refused",
+                "Denied",
+                "problem",
+            }:
+                found = [part.value for part in node.args[:2] if isinstance(part, ast.Constant)]
+                names |= {str(value) for value in found}
+    slugs = {name for name in names if re.fullmatch(r"[a-z]+(-[a-z]+)*", name)}
+    return sorted(slugs - {"body"})  # which is where a problem is
+
+
+@pytest.mark.parametrize("name", api_refusals())
+def test_every_refusal_of_the_api_gateway_is_in_the_docs(name: str) -> None:
+    assert f"`{name}`" in (ROOT / "docs/guides/api-refusals.md").read_text()
 
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: str(page.relative_to(ROOT)))
