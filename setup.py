@@ -23,6 +23,7 @@ HOT = [
     "ingest/spool/spool.py",
     "protocols/mqtt/session.py",
     "protocols/mqtt/wire.py",
+    "protocols/websocket.py",
     "routing/limits/allowance.py",
     "routing/limits/bucket.py",
 ]

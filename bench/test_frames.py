@@ -9,6 +9,7 @@ import pytest
 
 from bench import corpus
 from protocols.frames import Answer, decode_frames, encode_answer
+from protocols.websocket import Frames, unmask
 
 Form = Literal["json", "msgpack"]
 FORMS = pytest.mark.parametrize("form", ["json", "msgpack"])
@@ -31,3 +32,12 @@ def test_decode_frames(benchmark: Any, form: Form, frames: int) -> None:
 @FRAMES
 def test_encode_answer(benchmark: Any, form: Form, frames: int) -> None:
     assert benchmark(encode_answer, Answer(list(range(frames))), form)
+
+
+@pytest.mark.parametrize("frames", [1, 64])
+def test_feed(benchmark: Any, frames: int) -> None:
+    """The frames of one read, a message of 100 bytes each; what is in them is not in the measurement."""
+    mask = bytes.fromhex("37fa213d")
+    frame = b"\x82" + bytes((0x80 | 100,)) + mask + unmask(bytes(range(100)), mask)
+    decoder = Frames(1 << 20, takes_text=False)
+    assert len(benchmark(decoder.feed, frame * frames)) == frames
