@@ -1,4 +1,4 @@
-"""Folding telemetry into roll-ups: 1,000 records of 100 devices, three metrics each, over a minute."""
+"""Folding telemetry into roll-ups: 1,000 records of 100 or 1,000 devices, three metrics each, in a minute."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from services.analytics.windows import Window
 from services.feed.feed import Batch, Record
 
 READINGS = [(index * 100, random.Random(index).gauss(20, 5)) for index in range(1000)]
-RECORDS, DEVICES, START_MS = 1000, 100, 1_764_000_000_000
+RECORDS, DEVICES, MANY, START_MS = 1000, 100, 1000, 1_764_000_000_000
 WINDOWS = (
     Window("1m", 60, 172_800),
     Window("5m", 300, 1_209_600),
@@ -42,7 +42,7 @@ def rollup_of(readings: list[tuple[int, float]]) -> Rollup:
     return rollup
 
 
-def records_of(batch: int) -> list[Record]:
+def records_of(batch: int, devices: int = DEVICES) -> list[Record]:
     chance = random.Random(batch)
     records = []
     for index in range(RECORDS):
@@ -51,7 +51,7 @@ def records_of(batch: int) -> list[Record]:
         telemetry = Telemetry(ts=ts_ms, metrics=dict[str, float | bool | str](metrics))
         identity = f"core-1-0123456789abcdef-{batch}-{index}"
         records.append(
-            Record(identity, "acme", f"device-{index % DEVICES}", "sensors", ts_ms, "{}", telemetry)
+            Record(identity, "acme", f"device-{index % devices}", "sensors", ts_ms, "{}", telemetry)
         )
     return records
 
@@ -102,12 +102,13 @@ def test_fold_a_batch(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
     connection.close()
 
 
-def test_store_a_batch(benchmark: BenchmarkFixture, writer: Writer) -> None:
+@pytest.mark.parametrize("devices", [DEVICES, MANY])
+def test_store_a_batch(benchmark: BenchmarkFixture, writer: Writer, devices: int) -> None:
     numbers = itertools.count()
 
     def batch() -> tuple[tuple[Batch], dict[str, object]]:
         number = next(numbers)
-        return (Batch("local", records_of(number), str(number)),), {}
+        return (Batch("local", records_of(number, devices), str(number)),), {}
 
     stored = benchmark.pedantic(writer.take, setup=batch, rounds=30)  # type: ignore[no-untyped-call]
     assert stored.folded == 3 * RECORDS
