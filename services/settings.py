@@ -86,8 +86,8 @@ class Feed(Section, frozen=True):
     region: str = ""
     endpoint: str = ""
     """Only for a double of Kinesis."""
-    poll_s: Annotated[float, msgspec.Meta(ge=0.2, le=60)] = 0.25
-    """How often to look for records; Kinesis takes five reads a second of a shard, of all its consumers."""
+    poll_s: Annotated[float, msgspec.Meta(ge=0.05, le=60)] = 0.25
+    """How often to look for records; a shard of Kinesis at most every 0.45 s."""
     records_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1000
     """At most so many records of the stream at once, of Kinesis before they are de-aggregated."""
     duplicates_window: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 200_000

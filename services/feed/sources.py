@@ -16,6 +16,8 @@ from services.feed.metrics import FeedMetrics
 from services.settings import Feed as FeedSettings
 
 CONNECTIONS_MAX: Final = 64
+SHARD_POLL_S: Final = 0.45
+"""Kinesis takes five reads a second of a shard, and two services of ours read it."""
 
 
 @contextlib.asynccontextmanager
@@ -41,7 +43,7 @@ async def opened(settings: FeedSettings, metrics: FeedMetrics, log: Any) -> Asyn
     try:
         yield KinesisFeed(
             service,
-            poll_s=settings.poll_s,
+            poll_s=max(settings.poll_s, SHARD_POLL_S),
             records_max=settings.records_max,
             metrics=metrics,
             random=random.random,

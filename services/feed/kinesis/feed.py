@@ -1,7 +1,7 @@
 """A feed out of a Kinesis stream: a reader a shard, parents before children.
 
-- A shard is read at most every `poll_s`, which is 0.2 s at least (the service takes five reads a second of a
-  shard), with `records_max` Kinesis records at once, of together 10 MiB at most.
+- A shard is read at most every `poll_s`, since the service takes five reads a second of a shard, with
+  `records_max` Kinesis records at once, of together 10 MiB at most.
 - Batches of all shards are given one at a time, and `READS_MAX` of them are in memory.
 - Shards are listed every `LIST_S`, and when one ends.
 - Whatever fails is tried again, with back-off. A checkpoint from before what the stream keeps begins with the
