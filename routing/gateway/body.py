@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import Final
 
 from aiohttp import ClientError, web
+from aiohttp.http import HttpVersion11
 from aiohttp.http_exceptions import HttpProcessingError
 
 from routing.gateway.refused import Refused
@@ -63,8 +64,8 @@ async def _gather(request: web.BaseRequest, bytes_max: int) -> bytes:
 
 def _expect(request: web.BaseRequest) -> None:
     expectation = request.headers.get("Expect")
-    if expectation is None:
-        return
+    if expectation is None or request.version < HttpVersion11:
+        return  # HTTP/1.0 does not know it (RFC 9110 10.1.1)
     if expectation.lower() != "100-continue":
         raise Refused(HTTPStatus.EXPECTATION_FAILED, "unknown-expectation", "only 100-continue is known")
     transport = request.transport

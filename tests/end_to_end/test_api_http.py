@@ -324,7 +324,12 @@ def test_who_is_refused_is_not_told_to_send_its_body(client: Client) -> None:
 
 
 def test_an_expectation_of_http_1_0_is_passed_over(client: Client) -> None:
-    client.send(b"POST /v1/x HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nhi")
+    client.send(b"POST /v1/x HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+    client.sock.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        client.sock.recv(1)  # no 100, which it would not understand (RFC 9110 10.1.1)
+    client.sock.settimeout(5)
+    client.send(b"hi")
     assert client.answer()[:2] == ("HTTP/1.0", 200)
 
 
