@@ -35,11 +35,12 @@ setup: .setup-stamp  ## Install everything into .venv and node_modules
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	npm ci --silent --no-progress || echo "npm packages are missing: tests with mqtt.js and kinesis-local will be skipped"
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v mosquitto_pub && command -v nginx && command -v wrk && command -v redis-server && \
-	    command -v cc && ls /usr/include/openssl/ssl.h; } >/dev/null; then \
+	    command -v cc && command -v iptables && command -v ip && ls /usr/include/openssl/ssl.h; } >/dev/null; then \
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
-	        mosquitto mosquitto-clients nginx-light wrk redis-server gcc libc6-dev libssl-dev python3-dev >/dev/null; fi
+	        mosquitto mosquitto-clients nginx-light wrk redis-server iptables iproute2 gcc libc6-dev libssl-dev python3-dev >/dev/null; fi
 	@command -v mosquitto_pub >/dev/null || echo "mosquitto-clients is missing: its tests will be skipped"
 	@command -v redis-server >/dev/null || echo "redis-server is missing: tests of limits over nodes will be skipped"
+	@command -v iptables >/dev/null || echo "iptables is missing: tests of pods in the mesh will be skipped"
 	touch $@
 
 test: setup      ## Run all tests
