@@ -29,6 +29,7 @@ from ingest.counters import Closing, ConnectRefusal, Protocol
 from ingest.events import Events
 from ingest.http import mqtt_websocket, websocket
 from ingest.http.idempotency import EXPIRE, KEY_CHARACTERS_MAX, Answered, Idempotency, Known, digest_of
+from ingest.http.open_socket import OpenSocket
 from ingest.http.problem import of_disk_error, of_refusal
 from ingest.mqtt.hub import Hub
 from ingest.outcome import Outcome
@@ -64,8 +65,8 @@ class Handler(RequestHandler):
     """One connection, with who it turned out to be."""
 
     __slots__ = (
-        "_gone",
         "_over",
+        "_socket",
         "_unread",
         "closing",
         "counted",
@@ -90,7 +91,7 @@ class Handler(RequestHandler):
         self.wire: asyncio.Transport | None = None
         self.closing: Closing | None = None
         self.speaks: Protocol | None = None
-        self._gone: Callable[[], None] | None = None
+        self._socket: OpenSocket | None = None
         self.heard_s = 0.0
         self._over = False
         self._unread: asyncio.TimerHandle | None = None
@@ -102,9 +103,15 @@ class Handler(RequestHandler):
         self.peer = peer_of(transport)
 
     def data_received(self, data: bytes) -> None:
-        """Note when the peer was heard last."""
+        """Note when the peer was heard last, and give what it says to who reads it."""
         self.heard_s = clock.monotonic_s()
-        super().data_received(data)
+        if self._socket is not None:
+            self._socket.received(data)
+        else:
+            super().data_received(data)
+
+    def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
+        """Leave what follows a handshake unread until `turn_into`, which reads it otherwise than aiohttp."""
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Count the connection out."""
@@ -112,16 +119,37 @@ class Handler(RequestHandler):
         self.wire = None
         self._was_read()
         self.listener.left(self)
-        if self._gone is not None:
-            self._gone()
+        if self._socket is not None:
+            self._socket.gone()
 
-    def turn_into(self, protocol: Protocol, gone: Callable[[], None]) -> None:
-        """Carry something else from now on, which hears by `gone` that the connection is lost."""
+    def turn_into(self, protocol: Protocol | None, socket: OpenSocket) -> None:
+        """Give all that is read from now on to `socket`, which also hears that the connection is lost."""
         if self.wire is None:
-            gone()
+            socket.gone()
             return
-        self.listener.count_as(self, protocol)
-        self._gone = gone
+        if protocol is not None:
+            self.listener.count_as(self, protocol)
+        self._socket = socket
+        early, self._message_tail = self._message_tail, b""
+        if self._buffer_paused:
+            self._resume_reading_if_drained()
+        if early:
+            socket.received(early)
+
+    def send(self, data: bytes) -> None:
+        """Write `data`, unless the connection is closing."""
+        if self.wire is not None and not self.wire.is_closing():
+            self.wire.write(data)
+
+    def stop_reading(self) -> None:
+        """Let the kernel hold what the peer sends."""
+        if self.wire is not None and not self.wire.is_closing():
+            self.wire.pause_reading()
+
+    def go_on_reading(self) -> None:
+        """Read again after `stop_reading`."""
+        if self.wire is not None and not self.wire.is_closing():
+            self.wire.resume_reading()
 
     async def start(self) -> None:
         """Serve the connection; its peer then has a deadline to take the rest of what it is sent."""
@@ -135,12 +163,16 @@ class Handler(RequestHandler):
         """Give the peer a deadline to take what it is sent."""
         super().pause_writing()
         self._must_be_read()
+        if self._socket is not None:
+            self._socket.pause_writing()
 
     def resume_writing(self) -> None:
         """Go on: the peer has taken most of it. When the connection is to close, it must take all."""
         super().resume_writing()
         if not self._over:
             self._was_read()
+        if self._socket is not None:
+            self._socket.resume_writing()
 
     def _must_be_read(self) -> None:
         if self.wire is not None and self._unread is None:
@@ -517,8 +549,7 @@ class HttpListener:
         """Carry a WebSocket until it ends, or say why not."""
         refusal = self._stays_http(request)
         if refusal is None and kind == "mqtt":
-            limit = self.settings.websocket_message_bytes_max
-            return await mqtt_websocket.serve(request, handler, self.hub, message_bytes_max=limit)
+            return await mqtt_websocket.serve(request, handler, self.hub)
         if refusal is None:
             producer = self._producer(request, handler)
             if isinstance(producer, Producer):

@@ -1,160 +1,79 @@
 """MQTT over WebSocket on /mqtt: a WebSocket made to look like the transport of an MQTT connection.
 
-Limits: beyond `UNSENT_BYTES_MAX` that the peer has not taken, nothing more is read (what one message asks
-for goes beyond it); a peer that takes nothing is cut off by the deadline of its connection.
+Limits: what the peer does not take is what the transport holds before it says so; then nothing more is read
+(what one read asks for goes beyond it), and a peer that takes nothing is cut off by the deadline of its
+connection.
 """
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Final
 
-from aiohttp import WSMsgType, web
+from aiohttp import web
 
 from ingest.counters import Closing, Protocol
+from ingest.http.open_socket import OpenSocket, Upgrade
 from ingest.mqtt.connection import MqttConnection
 from ingest.mqtt.hub import Hub
+from protocols.websocket import NORMAL, PROTOCOL_ERROR
 
 if TYPE_CHECKING:
     from ingest.http.listener import Handler
 
 SUBPROTOCOL: Final = "mqtt"
-UNSENT_BYTES_MAX: Final = 65_536
 
 
-class WebSocketWire:
-    """The `Wire` of a WebSocket: writes go out in order through one task.
+class MqttSocket(OpenSocket):
+    """The `Wire` of an MQTT connection.
 
-    Messages that are there together are read as one: a stream of MQTT packets is cut into messages at will
-    (MQTT-6.0.0-2).
+    The messages of a read are taken as one: MQTT packets are cut into messages at will (MQTT-6.0.0-2).
     """
 
-    def __init__(self, handler: Handler, socket: web.WebSocketResponse) -> None:
-        self._handler = handler
-        self._socket = socket
-        self._loop = asyncio.get_running_loop()
-        self._in: list[bytes] = []
-        self._out: list[bytes] = []
-        self._unsent_bytes = 0
-        self._wake = asyncio.Event()
-        self._turn = asyncio.Event()
-        self._reading = True
-        self._closing = False
-        self._gone = False
+    def __init__(self, handler: Handler) -> None:
+        super().__init__(handler, Protocol.MQTT, takes_text=False)  # MQTT-6.0.0-1
         self.connection: MqttConnection
 
-    def take(self, data: bytes) -> None:
-        """Let the connection read `data` in the next turn of the loop, with all that is taken before that."""
-        if not self._in:
-            self._loop.call_soon(self.hand_over)
-        self._in.append(data)
+    def take(self, messages: list[bytes]) -> None:
+        """Let the connection read them."""
+        self.connection.received(messages[0] if len(messages) == 1 else b"".join(messages))
 
-    def hand_over(self) -> None:
-        """Let the connection read what was taken."""
-        taken, self._in = self._in, []
-        if taken:
-            self.connection.received(b"".join(taken))
+    def pause_writing(self) -> None:
+        """Tell the connection."""
+        self.connection.pause_writing()
 
-    def write(self, data: bytes, /) -> None:
-        """Queue `data`; the connection hears when the peer does not take it."""
-        self._out.append(data)
-        self._wake.set()
-        before = self._unsent_bytes
-        self._unsent_bytes += len(data)
-        if before <= UNSENT_BYTES_MAX < self._unsent_bytes:
-            self.connection.pause_writing()
+    def resume_writing(self) -> None:
+        """Tell the connection."""
+        self.connection.resume_writing()
 
-    def _sent(self, size: int) -> None:
-        before = self._unsent_bytes
-        self._unsent_bytes -= size
-        if before > UNSENT_BYTES_MAX >= self._unsent_bytes:
-            self.connection.resume_writing()
+    def has_unread(self) -> bool:
+        """Return False: what the transport has read is taken, unless it is we who do not read."""
+        return False
 
     def close(self) -> None:
-        """Close after what is queued."""
-        self._closing = True
-        self._wake.set()
-        self._turn.set()
+        """Close after what is written."""
+        self.say_goodbye(NORMAL, "")
 
     def abort(self) -> None:
         """Close now."""
-        self._out.clear()
-        self.close()
         self._handler.abort(Closing.LOST)
 
-    def gone(self) -> None:
-        """Hear that the connection is lost."""
-        self._gone = True
-        self._turn.set()
 
-    def pause_reading(self) -> None:
-        """Take no further message."""
-        self._reading = False
-        self._turn.clear()
-
-    def has_unread(self) -> bool:
-        """Return False: a task of its own reads the socket."""
-        return False
-
-    def resume_reading(self) -> None:
-        """Take messages again."""
-        self._reading = True
-        self._turn.set()
-
-    async def may_go_on(self) -> bool:
-        """Wait until another message may be taken; False when the peer is gone before that."""
-        while not (self._reading or self._closing or self._gone):
-            await self._turn.wait()
-        return self._reading or self._closing
-
-    async def pump(self) -> None:
-        """Send what is queued until the connection is closed."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            out, self._out = self._out, []
-            try:
-                if out:
-                    data = b"".join(out)
-                    await self._socket.send_bytes(data)
-                    self._sent(len(data))
-                if self._closing and not self._out:
-                    await self._socket.close()
-                    return
-            except ConnectionError:
-                self.gone()
-                return
-
-
-async def serve(
-    request: web.BaseRequest, handler: Handler, hub: Hub, *, message_bytes_max: int
-) -> web.WebSocketResponse:
+async def serve(request: web.BaseRequest, handler: Handler, hub: Hub) -> web.WebSocketResponse:
     """Carry one MQTT connection (MQTT 5, 6)."""
-    socket = web.WebSocketResponse(
-        protocols=(SUBPROTOCOL,), max_msg_size=message_bytes_max, timeout=2.0, compress=False
-    )
-    await socket.prepare(request)
-    if socket.ws_protocol != SUBPROTOCOL:
-        await socket.close(code=1002, message=b"the subprotocol is mqtt")  # MQTT-6.0.0-3
-        return socket
-    wire = WebSocketWire(handler, socket)
+    response = Upgrade(protocols=(SUBPROTOCOL,), compress=False)
+    await response.prepare(request)
+    socket = MqttSocket(handler)
     assert handler.peer is not None
-    connection = wire.connection = MqttConnection(hub, wire, handler.door, handler.peer)
+    connection = socket.connection = MqttConnection(hub, socket, handler.door, handler.peer)
+    if response.ws_protocol != SUBPROTOCOL:
+        socket.say_goodbye(PROTOCOL_ERROR, "the subprotocol is mqtt")  # MQTT-6.0.0-3
+        handler.turn_into(None, socket)
+        await socket.over.wait()
+        return response
     hub.made(connection)
-    handler.turn_into(Protocol.MQTT, wire.gone)
+    handler.turn_into(Protocol.MQTT, socket)
     try:
-        async with asyncio.TaskGroup() as tasks:
-            pump = tasks.create_task(wire.pump())
-            async for message in socket:
-                if message.type is not WSMsgType.BINARY:
-                    await socket.close(code=1003, message=b"MQTT is binary")  # MQTT-6.0.0-1
-                    break
-                wire.take(message.data)
-                if not await wire.may_go_on():
-                    break
-            wire.hand_over()
-            connection.ended()
-            pump.cancel()
+        await socket.over.wait()
     finally:
         connection.ended()
-    return socket
+    return response

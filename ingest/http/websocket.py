@@ -1,20 +1,21 @@
 """Our frames over WebSocket on /v1/stream: ids of the client's choice, acknowledged in batches.
 
 One answer goes out a group commit. A client may be owed `websocket_unacknowledged_max` answers, with those
-that it has not read; beyond that, and while it is over a limit, nothing more is read. The frames of one
-message go beyond it (`FRAMES_MAX`). A client that does not read is cut off by the deadline of its connection,
-and one that answers no ping, unless it is we who do not read it.
+that it does not read; beyond that, and while it is over a limit, nothing more is taken: the messages of one
+read wait, and the frames of one message go beyond it (`FRAMES_MAX`). A client that does not read is cut off
+by the deadline of its connection, and one that answers no ping, unless it is we who do not read it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from collections import deque
 from typing import TYPE_CHECKING, Final, Literal
 
-from aiohttp import WSMsgType, web
+from aiohttp import web
 
 from ingest.counters import Closing, Protocol
+from ingest.http.open_socket import OpenSocket, Upgrade
 from ingest.outcome import DETAIL, Outcome
 from ingest.pipeline import Producer
 from ingest.spool.store import SpoolError
@@ -28,6 +29,7 @@ from protocols.frames import (
     decode_frames,
     encode_answer,
 )
+from protocols.websocket import BINARY, INVALID, PING, TEXT
 from routing.tenancy.identity import Kind
 from runtime import clock
 
@@ -38,64 +40,74 @@ PONG_SHARE: Final = 0.5
 """So much of a ping interval a client has to answer."""
 
 
-class StreamSocket:
+class StreamSocket(OpenSocket):
     """One open WebSocket with what it is owed."""
 
-    def __init__(self, handler: Handler, producer: Producer, socket: web.WebSocketResponse) -> None:
-        self._handler = handler
+    def __init__(self, handler: Handler, producer: Producer, protocol: str | None) -> None:
+        super().__init__(handler, Protocol.WEBSOCKET, takes_text=True)
         self._listener = handler.listener
         self.producer = producer
-        self._socket = socket
-        self._encoding: Literal["json", "msgpack"] = (
-            "msgpack" if socket.ws_protocol == SUBPROTOCOLS[1] else "json"
-        )
+        self._encoding: Literal["json", "msgpack"] = "msgpack" if protocol == SUBPROTOCOLS[1] else "json"
+        self._opcode = TEXT if self._encoding == "json" else BINARY
         self._owed_max = handler.listener.settings.websocket_unacknowledged_max
+        self._messages: deque[bytes] = deque()
         self._ack: list[FrameId] = []
         self._refused: list[Refused] = []
         self._open_frames = 0
-        self._unread = 0
+        self._pausing = False
         self._held_up = False
+        self._unwritable = False
+        self._answering = False
         self._close: tuple[int, str] | None = None
-        self._wake = asyncio.Event()
-        self._told = asyncio.Event()
-        self._gone = asyncio.Event()
-
-    def gone(self) -> None:
-        """Hear that the connection is lost."""
-        self._gone.set()
-        self._told.set()
 
     def close(self, code: int, text: str, closing: Closing) -> None:
         """Close once what is owed is sent, or at the deadline of a request."""
         if self._close is None:
             self._close = (code, text)
             self._handler.closing = closing
-            self._wake.set()
+            self._answer_soon()
             deadline_s = self._listener.settings.request_deadline_s
-            asyncio.get_running_loop().call_later(deadline_s, self._handler.abort, closing)
+            self._loop.call_later(deadline_s, self._handler.abort, closing)
 
     @property
     def owed(self) -> int:
-        """Return how many answers the client has not been given, or has not read."""
-        return self._open_frames + len(self._ack) + len(self._refused) + self._unread
+        """Return how many answers the client has not been sent."""
+        return self._open_frames + len(self._ack) + len(self._refused)
 
-    async def may_go_on(self, pause_s: float) -> bool:
-        """Wait until the client may send more; False when it is gone."""
-        if not pause_s and self.owed < self._owed_max:
-            return not self._gone.is_set()
-        self._held_up = True
-        if pause_s:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await self._gone.wait()
-        while self.owed >= self._owed_max and not self._gone.is_set():
-            self._told.clear()
-            await self._told.wait()
-        self._held_up = False
-        self._handler.heard_s = clock.monotonic_s()
-        return not self._gone.is_set()
+    def take(self, messages: list[bytes]) -> None:
+        """Submit the frames of the messages, as far as the client may go on."""
+        self._messages.extend(messages)
+        self._go_through()
 
-    def take(self, message: bytes) -> float:
+    def _go_through(self) -> None:
+        while self._messages and self._close is None and not self._pausing and self.owed < self._owed_max:
+            try:
+                pause_s = self._take_message(self._messages.popleft())
+            except FrameError as error:
+                peer = self._handler.peer
+                address = peer.address if peer is not None else "?"
+                self._listener.events.protocol_error(Protocol.WEBSOCKET, str(error), address)
+                self.close(INVALID, str(error), Closing.PROTOCOL_ERROR)
+                break
+            if pause_s:
+                self._pausing = True
+                self._loop.call_later(pause_s, self._pause_is_over)
+        if self._close is not None:
+            self._messages.clear()
+        held_up = self._close is None and (self._pausing or self.owed >= self._owed_max)
+        if held_up and not self._held_up:
+            self.pause_reading()
+        elif self._held_up and not held_up:
+            self._handler.heard_s = clock.monotonic_s()
+            self.resume_reading()
+        self._held_up = held_up
+
+    def _pause_is_over(self) -> None:
+        self._pausing = False
+        if not self.over.is_set():
+            self._go_through()
+
+    def _take_message(self, message: bytes) -> float:
         """Submit the frames of one message; return how long to pause. Raises `FrameError`."""
         pause_s = 0.0
         for frame in decode_frames(message, self._encoding):
@@ -129,42 +141,46 @@ class StreamSocket:
         """Owe the acknowledgement of a durable frame."""
         self._open_frames -= 1
         self._ack.append(frame)
-        self._wake.set()
+        self._answer_soon()
 
     def refuse(self, frame: FrameId, outcome: Outcome, detail: str, retry_after_s: float = 0.0) -> None:
         """Owe a refusal."""
         self._refused.append(Refused(frame, outcome.name.lower(), detail, retry_after_s))
-        self._wake.set()
+        self._answer_soon()
 
     def withdraw(self, frame: FrameId) -> None:
         """Refuse a frame that the disk did not take."""
         self._open_frames -= 1
         self.refuse(frame, Outcome.DISK_ERROR, DETAIL[Outcome.DISK_ERROR])
 
-    async def pump(self) -> None:
-        """Send what is owed, one message a batch, until the socket is closed."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
+    def pause_writing(self) -> None:
+        """Keep what is owed until the peer takes what it was sent."""
+        self._unwritable = True
+
+    def resume_writing(self) -> None:
+        """Send what is owed."""
+        self._unwritable = False
+        self._answer_soon()
+
+    def _answer_soon(self) -> None:
+        """Answer in the next turn of the loop: once for all that this one says."""
+        if not self._answering:
+            self._answering = True
+            self._loop.call_soon(self._answer)
+
+    def _answer(self) -> None:
+        """Send what is owed, as one message."""
+        self._answering = False
+        if self._unwritable or self.over.is_set():
+            return
+        if self._ack or self._refused:
             ack, self._ack = self._ack, []
             refused, self._refused = self._refused, []
-            self._unread = len(ack) + len(refused)
-            try:
-                if self._unread:
-                    answer = encode_answer(Answer(ack, refused), self._encoding)
-                    if self._encoding == "json":
-                        await self._socket.send_str(answer.decode())
-                    else:
-                        await self._socket.send_bytes(answer)
-                    self._unread = 0
-                    self._told.set()
-                if self._close is not None and not self._open_frames:
-                    code, text = self._close
-                    await self._socket.close(code=code, message=text.encode()[:120])
-                    return
-            except ConnectionError:
-                self.gone()
-                return
+            self.send(self._opcode, encode_answer(Answer(ack, refused), self._encoding))
+        if self._close is not None and not self._open_frames:
+            self.say_goodbye(*self._close)
+        else:
+            self._go_through()
 
     async def watch(self, ping_s: float) -> None:
         """Ping a client that is silent, and cut it off when it stays so.
@@ -178,10 +194,7 @@ class StreamSocket:
                 await asyncio.sleep(ping_s - silent_s)
                 continue
             asked_s = clock.monotonic_s()
-            try:
-                await self._socket.ping()
-            except ConnectionError:
-                return
+            self.send(PING, b"")
             await asyncio.sleep(PONG_SHARE * ping_s)
             if self._handler.heard_s < asked_s and not self._held_up:
                 self._handler.abort(Closing.LOST)
@@ -211,36 +224,17 @@ class _FrameWaiter:
 
 async def serve(request: web.BaseRequest, handler: Handler, producer: Producer) -> web.WebSocketResponse:
     """Serve one WebSocket until either side closes it."""
-    listener, settings = handler.listener, handler.listener.settings
-    response = web.WebSocketResponse(
-        protocols=SUBPROTOCOLS,
-        max_msg_size=settings.websocket_message_bytes_max,
-        timeout=2.0,
-        compress=False,
-    )
+    listener = handler.listener
+    response = Upgrade(protocols=SUBPROTOCOLS, compress=False)
     await response.prepare(request)
-    socket = StreamSocket(handler, producer, response)
+    socket = StreamSocket(handler, producer, response.ws_protocol)
     listener.websockets.add(socket)
-    handler.turn_into(Protocol.WEBSOCKET, socket.gone)
+    handler.turn_into(Protocol.WEBSOCKET, socket)
     try:
         async with asyncio.TaskGroup() as tasks:
-            running = [
-                tasks.create_task(part) for part in (socket.pump(), socket.watch(settings.websocket_ping_s))
-            ]
-            async for message in response:
-                if message.type not in {WSMsgType.TEXT, WSMsgType.BINARY}:
-                    break
-                try:
-                    data = message.data.encode() if message.type is WSMsgType.TEXT else message.data
-                    pause_s = socket.take(data)
-                except FrameError as error:
-                    listener.events.protocol_error(Protocol.WEBSOCKET, str(error), str(request.remote))
-                    socket.close(1007, str(error), Closing.PROTOCOL_ERROR)
-                    continue
-                if not await socket.may_go_on(pause_s):
-                    break
-            for task in running:
-                task.cancel()
+            watching = tasks.create_task(socket.watch(listener.settings.websocket_ping_s))
+            await socket.over.wait()
+            watching.cancel()
     finally:
         listener.websockets.discard(socket)
     return response
