@@ -47,10 +47,10 @@ class MeshSnapshot:
             raise Inconsistent(errors)
         (self.mesh,) = (each for each in given if isinstance(each, Mesh))
         self.resources = given
-        self.services = _named(given, VirtualService)
-        self.nodes = _named(given, VirtualNode)
-        self.routers = _named(given, VirtualRouter)
-        self.gateways = _named(given, VirtualGateway)
+        self.services = _named(given, VirtualService, "virtual_service_name")
+        self.nodes = _named(given, VirtualNode, "virtual_node_name")
+        self.routers = _named(given, VirtualRouter, "virtual_router_name")
+        self.gateways = _named(given, VirtualGateway, "virtual_gateway_name")
         routes: defaultdict[str, list[Route]] = defaultdict(list)
         gateway_routes: defaultdict[str, list[GatewayRoute]] = defaultdict(list)
         for each in given:
@@ -70,17 +70,8 @@ class MeshSnapshot:
         return self._gateway_routes.get(gateway, ())
 
 
-def name_of(resource: Resource) -> str:
-    """Return the name that a resource has among its siblings."""
-    return (
-        resource.path.split("/", 3)[-1]
-        if isinstance(resource, VirtualService)
-        else resource.path.rsplit("/", 1)[-1]
-    )
-
-
-def _named(resources: Iterable[Resource], kind: type[ResourceT]) -> Mapping[str, ResourceT]:
-    return MappingProxyType({name_of(each): each for each in resources if isinstance(each, kind)})
+def _named(resources: Iterable[Resource], kind: type[ResourceT], name: str) -> Mapping[str, ResourceT]:
+    return MappingProxyType({getattr(each, name): each for each in resources if isinstance(each, kind)})
 
 
 def _doubles(resources: Iterable[Resource]) -> Iterable[Problem]:

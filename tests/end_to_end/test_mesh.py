@@ -395,6 +395,7 @@ async def test_a_gateway_matches_and_rewrites_before_the_service_routes(tmp_path
             {"hostname": {"defaultTargetHostname": "DISABLED"}},
         ),
         "hosts": ({"prefix": "/", "hostname": {"suffix": ".example.org"}}, None),
+        "stars": ({"prefix": "/", "hostname": {"suffix": "*.example.net"}}, None),
     }
     documents = [
         *cart(ports, *routes),
@@ -435,6 +436,7 @@ async def test_a_gateway_matches_and_rewrites_before_the_service_routes(tmp_path
             assert await becomes("/a", "shop.example.com") == ("shop.example.com", "/a")
             assert await becomes("/a", "SHOP.example.com:8080") == ("SHOP.example.com:8080", "/a")
             assert await becomes("/a", "b.example.org") == (to, "/a")
+            assert await becomes("/a", "C.Example.NET:81") == (to, "/a")
             assert (await client.ask("/a", "example.org"))[0] == 404
             assert await becomes("/plain/a", **{"x-headworks-service": "other.local:80"}) == (to, "/a")
 

@@ -75,9 +75,11 @@ def order(priority: int | None, match: Match, name: str) -> Order:
 
 
 def hostname(match: GatewayRouteHostnameMatch) -> Config:
-    """Return a match of the host that is asked for, whatever port it is asked for with."""
-    host = re.escape((match.exact or match.suffix or "").lower())
-    regex = f"(?i){host}(:[0-9]+)?" if match.exact is not None else f"(?i).*{host}(:[0-9]+)?"
+    """Return a match of the host that is asked for, in any case and with any port."""
+    if match.exact is not None:
+        regex = f"(?i){re.escape(match.exact)}(:[0-9]+)?"
+    else:
+        regex = f"(?i).*{re.escape((match.suffix or '').removeprefix('*'))}(:[0-9]+)?"
     return {"name": ":authority", "string_match": {"safe_regex": {"regex": regex}}}
 
 

@@ -51,5 +51,8 @@ def milliseconds(value: int) -> Config:
 
 
 def address(host: str, port: int) -> Config:
-    """Return the address of a socket."""
-    return {"socket_address": {"address": host, "port_value": port}}
+    """Return the address of a socket; `::` is IPv4 too."""
+    at: Config = {"address": host, "port_value": port}
+    if host == "::":
+        at["ipv4_compat"] = True
+    return {"socket_address": at}

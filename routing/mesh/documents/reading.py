@@ -133,6 +133,11 @@ def _in_answer(document: dict[str, Any]) -> Iterator[Resource | Problem]:
     named = next((kind for kind in _BY_NAME if f"{kind}Name" in document), None)
     if named is not None and ("spec" in document or named == "mesh"):
         yield _converted(document, KINDS[named], named)
+    elif "spec" in document and "apiVersion" not in document:
+        text = (
+            "a spec without names, which were options of the AWS CLI: add meshName and those of the resource"
+        )
+        yield Problem("", "", "spec", text, Severity.UNSUPPORTED)
     elif listed := [key for key in document if str(key).removesuffix("s") in KINDS or key == "meshes"]:
         text = f"a list of {listed[0]} has no spec: describe each"
         yield Problem("", "", str(listed[0]), text, Severity.UNSUPPORTED)

@@ -243,6 +243,7 @@ def test_a_wrong_field_is_named_by_its_path(tmp_path: Path) -> None:
             "of Kubernetes is not supported",
             Severity.UNSUPPORTED,
         ),
+        ("spec: {listeners: []}", "a spec without names", Severity.UNSUPPORTED),
         ("virtualNodes: []", "a list of virtualNodes has no spec: describe each", Severity.UNSUPPORTED),
         ("Transform: T\nResources: {}", "T is not applied", Severity.UNSUPPORTED),
         (
