@@ -1,32 +1,16 @@
-"""The command `headworks`."""
+"""The command `headworks`: the names of its commands, each of which is a module of its own here."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import sys
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
 
-from commands import (
-    api,
-    audit,
-    deadletters,
-    dev,
-    devices,
-    doctor,
-    keys,
-    mesh,
-    pki,
-    query,
-    serve,
-    service,
-    settings,
-    spool,
-    tenants,
-)
-from ingest.app import is_compiled
 from ingest.pki import PkiError
 from ingest.spool.store import SpoolError
 from routing.tenancy.audit import AuditError
@@ -35,31 +19,63 @@ from routing.tenancy.registry import RegistryError
 PRIVATE: Final = 0o077
 """The files of a node, spools, keys and all, are for its own user; certificates say otherwise themselves."""
 
+COMMANDS: Final = {
+    "serve": "Run a node until SIGTERM or Ctrl-C; exit code 0 after a clean drain.",
+    "dev": "Start a node with a development CA and a fleet over mutual TLS; exit 0 if nothing is lost.",
+    "query": "Print records of the local sink, one JSON object a line, in order of arrival.",
+    "doctor": "Check settings, certificates, spools, the sink, and that no message is unaccounted for.",
+    "settings": "Print all settings with their defaults, as TOML.",
+    "api": "The API gateway.",
+    "mesh": "The service mesh: App Mesh resources, run by Envoys.",
+    "pki": "A development CA: server, device and gateway certificates.",
+    "tenants": "The tenants of a node. Changes are seen within a second.",
+    "devices": "The devices of a node. Changes are seen within a second.",
+    "keys": "API keys: of devices (add), and for calls of the API (issue).",
+    "audit": "The audit log of the services.",
+    "service": "The services behind the API gateway.",
+    "spool": "The spools of a node.",
+    "deadletters": "Messages that could not be delivered, kept for inspection.",
+}
+"""What each says of itself; the module of its name has it as `app`, and is loaded when it is asked for."""
+
+
+class Commands(TyperGroup):
+    """Loads a command when it is run: together they take seconds and a hundred megabytes."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the name of a command, the command itself, and what is left of `args`."""
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, loaded(str(name)), rest
+
+
+def loaded(name: str) -> Any:
+    """Return a command."""
+    command = typer.main.get_command(importlib.import_module(f"commands.{name}").app)
+    command.name = name
+    return command
+
+
 app = typer.Typer(
     name="headworks",
+    cls=Commands,
     help="Telemetry in over MQTT, HTTP and WebSocket; durable before it is acknowledged; out to Kinesis.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.command("serve")(serve.serve)
-app.command("dev")(dev.dev)
-app.command("query")(query.query)
-app.command("doctor")(doctor.doctor)
-app.command("settings")(settings.settings)
-app.add_typer(api.app, name="api")
-app.add_typer(mesh.app, name="mesh")
-app.add_typer(pki.app, name="pki")
-app.add_typer(tenants.app, name="tenants")
-app.add_typer(devices.app, name="devices")
-app.add_typer(keys.app, name="keys")
-app.add_typer(audit.app, name="audit")
-app.add_typer(service.app, name="service")
-app.add_typer(spool.app, name="spool")
-app.add_typer(deadletters.app, name="deadletters")
+
+
+def _elsewhere() -> None:
+    """Stand where a command is until `Commands` loads it."""
+
+
+for _name, _help in COMMANDS.items():
+    app.command(_name, help=_help)(_elsewhere)
 
 
 def _version(show: bool) -> None:  # typer's callback
     if show:
+        from ingest.app import is_compiled  # noqa: PLC0415  # which loads all of the gateway
+
         how = "compiled" if is_compiled() else "pure Python"
         typer.echo(f"{importlib.metadata.version('headworks')} ({how})")
         raise typer.Exit

@@ -23,10 +23,13 @@ from commands.demo.platform import Platform, PlatformPorts
 from ingest.spool import inspect
 from runtime import clock
 
+app = typer.Typer()
+
 PAINT_S = 0.5
 PRINT_S = 2.0
 
 
+@app.command()
 def dev(
     devices: Annotated[int, typer.Option(min=1, max=2000, help="How many devices to simulate.")] = 200,
     duration: Annotated[float, typer.Option(min=0, help="Stop after so many seconds; 0 is at Ctrl-C.")] = 0,

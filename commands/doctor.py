@@ -20,6 +20,8 @@ from routing.tenancy.registry import Registry, RegistryError
 from runtime import clock
 from runtime.tls.material import TlsMaterialError, load
 
+app = typer.Typer()
+
 DAY_S = 86_400.0
 
 
@@ -31,6 +33,7 @@ class Finding(msgspec.Struct, frozen=True):
     detail: str
 
 
+@app.command()
 def doctor(
     config: Annotated[
         Path, typer.Option("--config", "-c", help="The node's settings (TOML).", envvar="HEADWORKS_CONFIG")

@@ -12,7 +12,10 @@ from commands.common import ConfigOption, DataDirOption, data_dir_of, fail
 from ingest.delivery.local import query as read
 from runtime import clock
 
+app = typer.Typer()
 
+
+@app.command()
 def query(
     tenant: Annotated[str | None, typer.Option(help="Only of this tenant.")] = None,
     device: Annotated[str | None, typer.Option(help="Only of this device.")] = None,

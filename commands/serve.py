@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 
 from commands.common import SetOption, fail, settings_of
-from ingest import app
+from ingest import app as node
+
+app = typer.Typer()
 
 
+@app.command()
 def serve(
     config: Annotated[
         Path, typer.Option("--config", "-c", help="The node's settings (TOML).", envvar="HEADWORKS_CONFIG")
@@ -20,7 +23,7 @@ def serve(
     """Run a node until SIGTERM or Ctrl-C; exit code 0 after a clean drain."""
     settings = settings_of(config, overrides)
     try:
-        code = app.serve(settings)
-    except app.StartError as error:
+        code = node.serve(settings)
+    except node.StartError as error:
         fail(str(error))
     raise typer.Exit(code)

@@ -8,7 +8,10 @@ import typer
 from ingest.settings import Listener, Settings, Stream
 from routing.limits.plan import Plan
 
+app = typer.Typer()
 
+
+@app.command()
 def settings() -> None:
     """Print all settings with their defaults, as TOML."""
     for field in msgspec.structs.fields(Settings):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from commands.cli import main
+from commands.cli import COMMANDS, loaded, main
 from routing.tenancy.audit import AuditLog
 from routing.tenancy.registry import Registry
 from runtime import clock
@@ -223,3 +224,25 @@ def test_what_a_command_writes_is_for_its_user_alone(tmp_path: Path, headworks: 
     assert {name for name, mode in modes.items() if mode & 0o077} == public
     assert {modes[name] for name in public} == {0o644}
     assert modes["registry.db"] == 0o600
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_is_said_of_a_command_before_it_is_loaded_is_what_it_says_itself(name: str) -> None:
+    said = loaded(name).help.partition("\n\n")[0]
+    assert " ".join(said.split()) == COMMANDS[name]
+
+
+def test_help_loads_no_command(headworks: Run) -> None:
+    code, out, _ = headworks("--help")
+    assert code == 0
+    assert all(name in out for name in COMMANDS)
+    program = (
+        "import sys, commands.cli; sys.exit(any(name in sys.modules for name in ('aiohttp', 'botocore')))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_command_that_there_is_not_is_named(headworks: Run) -> None:
+    code, _, error = headworks("sreve")
+    assert code == 2
+    assert "sreve" in error
