@@ -15,7 +15,7 @@ import pytest
 from routing.mesh.compile.proxy import Proxy
 from tests.support import mesh_documents as of
 from tests.support.mesh_rig import ENVOY, exported
-from tests.support.redirected_pod import PORT, WORLD
+from tests.support.redirected_pod import OTHER, PORT, WORLD
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [
@@ -33,7 +33,19 @@ def said(folder: Path, egress: str) -> dict[str, Any]:
     snapshot = of.snapshot(
         folder,
         of.mesh(egress),
-        of.node("front", PORT, backends=("cart.local", "db.local")),
+        of.node("front", PORT, backends=("cart.local", "db.local", "many.local", "one.local")),
+        of.node(
+            "many",
+            9000,
+            more={"serviceDiscovery": {"dns": {"hostname": "many.test", "responseType": "ENDPOINTS"}}},
+        ),
+        of.node("one", 9000, more={"serviceDiscovery": {"dns": {"hostname": "one.test"}}}),
+        of.router("many"),
+        of.route("many", "all", {"many": 1}),
+        of.service("many.local", router="many"),
+        of.router("one"),
+        of.route("one", "all", {"one": 1}),
+        of.service("one.local", router="one"),
         of.node("cart", 9000, more=at),
         of.node("db", 5432, protocol="tcp", more=at),
         of.router("cart"),
@@ -70,6 +82,9 @@ def test_a_pod_calls_its_backends_and_nobody_else(tmp_path: Path) -> None:
     assert answers["tcp backend"] == "banner of 5432"
     assert answers["no backend"][0] == 404
     assert not answers["no tcp backend"]
+    assert answers["many"] == [WORLD, OTHER]
+    assert answers["one"] == [WORLD]
+    assert answers["left"] == [OTHER]
 
 
 def test_a_pod_that_may_call_everybody_does(tmp_path: Path) -> None:

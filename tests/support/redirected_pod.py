@@ -2,7 +2,8 @@
 
     unshare --net --mount python -m tests.support.redirected_pod ENVOY CONFIG
 
-Two network namespaces with a wire between them: here is the world (10.9.0.1), there is the pod (10.9.0.2)
+Two network namespaces with a wire between them: here is the world (10.9.0.1, 10.9.0.3) with
+its DNS, there is the pod (10.9.0.2)
 with an application on 127.0.0.1:8080 and an Envoy that runs as user 1337. Prints what was answered, as JSON.
 """
 
@@ -18,17 +19,24 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
-WORLD, POD, PORT = "10.9.0.1", "10.9.0.2", 8080
+import dns.message
+import dns.rdatatype
+import dns.rrset
+
+WORLD, POD, OTHER, PORT = "10.9.0.1", "10.9.0.2", "10.9.0.3", 8080
 ENVOY_USER: Final = "1337"
 DEADLINE_S: Final = 20.0
 WIRES: Final = [
-    "mount -t tmpfs none /run",
+    "mkdir -p /run/netns",
+    "mount -t tmpfs none /run/netns",
     "ip netns add pod",
     "ip link set lo up",
     "ip link add world type veth peer name pod netns pod",
     f"ip addr add {WORLD}/24 dev world",
+    f"ip addr add {OTHER}/24 dev world",
     "ip link set world up",
     "ip -n pod link set lo up",
     f"ip -n pod addr add {POD}/24 dev pod",
@@ -74,6 +82,25 @@ def serve_banner(port: int) -> None:
     threading.Thread(target=answer, daemon=True).start()
 
 
+def serve_names(names: dict[str, list[str]]) -> None:
+    """Answer for addresses of version 4 by what `names` has at the time."""
+    asked = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    asked.bind((WORLD, 53))
+
+    def answer() -> None:
+        while True:
+            data, caller = asked.recvfrom(4096)
+            question = dns.message.from_wire(data)
+            made = dns.message.make_response(question)
+            name, kind = question.question[0].name, question.question[0].rdtype
+            addresses = names.get(name.to_text(omit_final_dot=True), [])
+            if addresses and kind == dns.rdatatype.A:
+                made.answer.append(dns.rrset.from_text(name, 1, "IN", "A", *addresses))
+            asked.sendto(made.to_wire(), caller)
+
+    threading.Thread(target=answer, daemon=True).start()
+
+
 def get(address: str, port: int, host: str) -> Any:
     """Return status and body, and whether an Envoy was asked on the way."""
     connection = http.client.HTTPConnection(address, port, timeout=DEADLINE_S)
@@ -100,17 +127,23 @@ def banner(port: int) -> str:
 def in_pod() -> None:
     """Serve the application, ask out of the pod, and then serve until standard input ends."""
     serve_http("127.0.0.1", PORT)
-    sys.stdin.readline()
-    said = {
+    for line in sys.stdin:
+        if line.startswith("ask"):
+            said: Any = answers()
+        else:
+            said = [get(WORLD, 80, line.strip())[1].partition(":")[0] for _ in range(10)]
+        sys.stdout.write(json.dumps(said) + "\n")
+        sys.stdout.flush()
+
+
+def answers() -> dict[str, Any]:
+    return {
         "backend": get(WORLD, 80, "cart.local"),
         "backend by another address": get("10.9.0.77", 80, "cart.local"),
         "no backend": get(WORLD, 9001, f"{WORLD}:9001"),
         "tcp backend": banner(5432),
         "no tcp backend": banner(5433),
     }
-    sys.stdout.write(json.dumps(said) + "\n")
-    sys.stdout.flush()
-    sys.stdin.readline()
 
 
 @contextlib.contextmanager
@@ -133,6 +166,15 @@ def wait_for(answers: Any) -> None:
         time.sleep(0.05)
 
 
+def asked(pod: subprocess.Popen[str], what: str) -> Any:
+    """Ask out of the pod, and return what was answered."""
+    assert pod.stdin is not None
+    assert pod.stdout is not None
+    pod.stdin.write(f"{what}\n")
+    pod.stdin.flush()
+    return json.loads(pod.stdout.readline())
+
+
 def main(envoy: str, config: str) -> None:
     for command in WIRES:
         subprocess.run(command.split(), check=True)
@@ -140,7 +182,15 @@ def main(envoy: str, config: str) -> None:
         subprocess.run(
             ["ip", "netns", "exec", "pod", "iptables", "-t", "nat", "-A", *rule.split()], check=True
         )
+    names = {"many.test": [WORLD, OTHER], "one.test": [WORLD, OTHER]}
+    serve_names(names)
+    resolver = Path(config).with_suffix(".resolv")
+    resolver.write_text(f"nameserver {WORLD}\n")
+    resolver.chmod(0o644)
+    subprocess.run(["mount", "--bind", str(resolver), "/etc/resolv.conf"], check=True)
+    resolver.unlink()
     serve_http(WORLD, 9000)
+    serve_http(OTHER, 9000)
     serve_http(WORLD, 9001)
     serve_banner(5432)
     serve_banner(5433)
@@ -152,12 +202,15 @@ def main(envoy: str, config: str) -> None:
         process([*inside, sys.executable, "-m", "tests.support.redirected_pod"]) as pod,
     ):
         wait_for(lambda: socket.create_connection((POD, 15_000), timeout=1).close())
-        assert pod.stdin is not None
-        assert pod.stdout is not None
-        pod.stdin.write("ask\n")
-        pod.stdin.flush()
-        said = json.loads(pod.stdout.readline())
+        said = asked(pod, "ask")
         said["application"] = get(POD, PORT, "front.local")
+        said["many"] = sorted(set(asked(pod, "many.local")))
+        said["one"] = sorted(set(asked(pod, "one.local")))
+        names["many.test"] = [OTHER]
+        until_s = time.monotonic() + DEADLINE_S
+        while set(left := asked(pod, "many.local")) != {OTHER} and time.monotonic() < until_s:
+            time.sleep(0.2)
+        said["left"] = sorted(set(left))
         sys.stdout.write(json.dumps(said) + "\n")
 
 
