@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import os
@@ -133,17 +134,22 @@ class Platform:
             file.write(f"{secret}\n")
 
     async def start(self) -> None:
-        """Start the gateway, whose passports the services check, then these; raises `RuntimeError`."""
+        """Start the gateway, whose passports the services check, and then these; raises `RuntimeError`."""
         folder = self._node.folder
+        await self._start("api", ["api", "--config", str(folder / "api.toml")], self.ports.api_admin)
         settings = ["--config", str(folder / "services.toml")]
-        started = [
-            ("api", ["api", "--config", str(folder / "api.toml")], self.ports.api_admin),
-            *((name, ["service", name, *settings], getattr(self.ports, name)) for name in SERVICES),
-        ]
-        for name, words, port in started:
-            child = Child(f"headworks {name}", words, folder / f"{name}.log")
-            self._children.append(child)
-            await child.start(functools.partial(_healthy, port))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for name in SERVICES:
+                    port = getattr(self.ports, name)
+                    tasks.create_task(self._start(name, ["service", name, *settings], port))
+        except* RuntimeError as errors:
+            raise RuntimeError(str(errors.exceptions[0])) from errors
+
+    async def _start(self, name: str, words: list[str], port: int) -> None:
+        child = Child(f"headworks {name}", words, self._node.folder / f"{name}.log")
+        self._children.append(child)
+        await child.start(functools.partial(_healthy, port))
 
     async def stop(self) -> int:
         """Let all of them drain, the gateway first; return the first exit code that is not 0."""
