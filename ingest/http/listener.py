@@ -460,8 +460,11 @@ class HttpListener:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
         try:
-            async with asyncio.timeout(self.settings.request_deadline_s):
+            if request.content.is_eof():  # it came with its headers: this waits for nothing
                 body = await request.read()
+            else:
+                async with asyncio.timeout(self.settings.request_deadline_s):
+                    body = await request.read()
         except TimeoutError as error:
             raise BodyRefused(408, "slow-body", "the body did not come in time") from error
         except web.HTTPRequestEntityTooLarge as error:
@@ -502,8 +505,7 @@ class HttpListener:
         """Answer once it is durable, or say within the deadline that nobody can know."""
         self.spool.answer(waiter, b"202")
         try:
-            async with asyncio.timeout(self.settings.request_deadline_s):
-                await waiter.wait()
+            await waiter.wait(self.settings.request_deadline_s)
         except SpoolError:
             return of_disk_error()
         except TimeoutError:
@@ -586,12 +588,24 @@ class Durable:
     """Waits for the fsync of one submission. `then(ok)` is called even when nobody waits any more."""
 
     def __init__(self) -> None:
-        self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[None] = self._loop.create_future()
         self.then: Callable[[bool], None] | None = None
 
-    async def wait(self) -> None:
-        """Return when it is durable; raises `SpoolError` when the disk refused and it was withdrawn."""
-        await self._future
+    async def wait(self, deadline_s: float) -> None:
+        """Return when it is durable.
+
+        Raises `SpoolError` when the disk refused and it was withdrawn, `TimeoutError` after `deadline_s`.
+        """
+        deadline = self._loop.call_later(deadline_s, self._give_up)
+        try:
+            await self._future
+        finally:
+            deadline.cancel()
+
+    def _give_up(self) -> None:
+        if not self._future.done():
+            self._future.set_exception(TimeoutError())
 
     def durable(self, reply: bytes) -> None:
         """Hear that it is durable."""
