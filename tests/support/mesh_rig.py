@@ -102,6 +102,7 @@ async def envoys(
     *,
     endpoints: dict[str, tuple[Endpoint, ...]] | None = None,
     tcp: dict[str, int] | None = None,
+    sds_socket: str = "",
 ) -> AsyncIterator[dict[str, Envoy]]:
     """Run the Envoys of nodes and gateways: by name, the application's port behind each listener."""
     made = {}
@@ -116,6 +117,7 @@ async def envoys(
                 applications={port: Address("127.0.0.1", at) for port, at in ports.items()},
                 tcp_backends={service: Address("127.0.0.1", port) for service, port in (tcp or {}).items()},
                 endpoints=endpoints or {},
+                sds_socket=sds_socket,
             )
             made[name] = Envoy(proxy, exported(folder, snapshot, name, proxy))
             started.append((made[name], stack.enter_context(_process(made[name]))))
