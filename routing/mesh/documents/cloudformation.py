@@ -41,10 +41,12 @@ def drafts_of(document: Mapping[str, Any], given: Mapping[str, str]) -> Iterator
         if not isinstance(resource, dict):
             continue
         name = resource.get("Type", "")
-        if name == "AWS::CloudFormation::Stack":
+        if not isinstance(name, str):
+            yield Fault(logical, "Type", "is no text")
+        elif name == "AWS::CloudFormation::Stack":
             text = "a nested stack is not read: give its template beside this one"
             yield Fault(logical, "Properties.TemplateURL", text)
-        elif str(name).startswith(APP_MESH):
+        elif name.startswith(APP_MESH):
             yield from _draft(template, logical, name, resource)
 
 
@@ -55,8 +57,8 @@ def _draft(template: Template, logical: str, name: str, resource: dict[str, Any]
     try:
         if not template.included(resource):
             return
-        properties = template.value(resource.get("Properties") or {})
-        properties.setdefault(NAME_OF[name], template.name(logical))
+        properties = template.properties(resource)
+        properties.setdefault(NAME_OF[name], logical)
     except Unresolved as error:
         yield Fault(logical, error.path or "Condition", str(error))
         return

@@ -76,15 +76,27 @@ class Template:
         except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
             raise Unresolved(f"{name} is not written as it must be", path) from error
 
+    def properties(self, resource: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the properties of a resource without functions; raises Unresolved."""
+        properties = self.value(resource.get("Properties") or {})
+        if not isinstance(properties, dict):
+            raise Unresolved("is no object", "Properties")
+        return properties
+
     def included(self, resource: Mapping[str, Any]) -> bool:
         """Return whether the condition of a resource, if it has one, holds; raises Unresolved."""
         name = resource.get("Condition")
-        return name is None or self._holds({"Condition": name})
+        if name is None:
+            return True
+        try:
+            return self._holds({"Condition": name})
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            raise Unresolved(f"condition {name} is not written as it must be", "Condition") from error
 
     def name(self, logical: str) -> str:
         """Return the name of an App Mesh resource: that of the template's, or its logical id."""
         resource = self.resources[logical]
-        named = resource.get("Properties", {}).get(NAME_OF[resource["Type"]])
+        named = properties_of(resource).get(NAME_OF[resource["Type"]])
         value = NO_VALUE if named is None else self.value(named)
         return logical if value is NO_VALUE else str(value)
 
@@ -126,7 +138,7 @@ class Template:
         resource = self.resources[logical]
         if resource.get("Type") in NAME_OF and attribute == NAME_OF[resource["Type"]]:
             return self.name(logical)
-        properties = resource.get("Properties", {})
+        properties = properties_of(resource)
         if attribute in properties:
             return self.value(properties[attribute])
         if resource.get("Type") in NAME_OF and attribute == "Arn":
@@ -189,10 +201,12 @@ class Template:
         return self.value(yes if self._holds({"Condition": name}) else no)
 
     def _holds(self, condition: Any) -> bool:
+        if not isinstance(condition, dict) or len(condition) != 1:
+            raise Unresolved("a condition is not written as it must be")
         ((name, argument),) = condition.items()
         match name:
             case "Condition":
-                if argument not in self._conditions:
+                if not isinstance(argument, str) or argument not in self._conditions:
                     raise Unresolved(f"there is no condition {argument}")
                 self._depth += 1
                 if self._depth > DEPTH_MAX:
@@ -212,6 +226,12 @@ class Template:
                 return any(self._holds(each) for each in argument)
             case _:
                 raise Unresolved(f"{name} is not supported in a condition")
+
+
+def properties_of(resource: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the properties of a resource, of which there may be none."""
+    properties = resource.get("Properties")
+    return properties if isinstance(properties, dict) else {}
 
 
 def _section(document: Mapping[str, Any], name: str) -> dict[str, Any]:

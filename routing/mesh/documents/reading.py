@@ -121,7 +121,8 @@ def _in_template(document: Mapping[str, Any], given: Mapping[str, str]) -> Itera
 def _in_answer(document: dict[str, Any]) -> Iterator[Resource | Problem]:
     """Yield what the AWS CLI prints, or is given."""
     if str(document.get("apiVersion", "")).startswith("appmesh.k8s.aws/"):
-        name = str((document.get("metadata") or {}).get("name", ""))
+        metadata = document.get("metadata")
+        name = str(metadata.get("name", "")) if isinstance(metadata, dict) else ""
         text = f"{document['apiVersion']} {document.get('kind')} of Kubernetes is not supported"
         yield Problem("", name, "apiVersion", text, Severity.UNSUPPORTED)
         return
@@ -146,7 +147,7 @@ def _in_answer(document: dict[str, Any]) -> Iterator[Resource | Problem]:
 def _converted(
     value: dict[str, Any], kind: type[Resource], logical: str, *, strict: bool = True
 ) -> Resource | Problem:
-    kept = {key: inner for key, inner in value.items() if key.casefold() not in ASIDE}
+    kept = {key: inner for key, inner in value.items() if str(key).casefold() not in ASIDE}
     name = _named(kept, kind) or logical
     try:
         return msgspec.convert(kept, kind, strict=strict)
