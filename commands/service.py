@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+import importlib
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
-import msgspec
 import typer
 
 from commands.common import USAGE, SetOption, fail
 from runtime.logs import make_log
 from runtime.settings_file import SettingsError
 from services import settings
-from services.analytics import app as analytics_app
-from services.data import app as data_app
-from services.device import app as device_app
-from services.settings import Settings
 from services.web import openapi, process
 from services.web.operations import Operations
 
@@ -36,21 +31,15 @@ class Name(enum.Enum):
     ANALYTICS = "analytics"
 
 
-class _Service(msgspec.Struct, frozen=True):
-    """How a service is made, where it listens, and what it does."""
-
-    made: process.Made
-    bind: Callable[[Settings], str]
-    operations: Callable[[], Operations[Any]]
+def _module(name: Name) -> Any:
+    """Return the module of a service: what makes it, as `made`, and its `operations`."""
+    return importlib.import_module(f"services.{name.value}.app")
 
 
-SERVICES: Final = {
-    Name.DEVICE: _Service(device_app.made, lambda found: found.device.bind, device_app.operations),
-    Name.ANALYTICS: _Service(
-        analytics_app.made, lambda found: found.analytics.bind, analytics_app.operations
-    ),
-    Name.DATA: _Service(data_app.made, lambda found: found.data.bind, data_app.operations),
-}
+def operations_of(name: Name) -> Operations[Any]:
+    """Return what a service does."""
+    operations: Operations[Any] = _module(name).operations()
+    return operations
 
 
 @app.command("device")
@@ -74,7 +63,7 @@ def data(config: ConfigOption, overrides: SetOption = None) -> None:
 @app.command("openapi")
 def show_openapi(name: Name) -> None:
     """Print the OpenAPI document of a service."""
-    typer.echo(openapi.encoded(SERVICES[name].operations()).decode(), nl=False)
+    typer.echo(openapi.encoded(operations_of(name)).decode(), nl=False)
 
 
 def _serve(name: Name, config: Path, overrides: list[str] | None) -> None:
@@ -82,9 +71,10 @@ def _serve(name: Name, config: Path, overrides: list[str] | None) -> None:
         found = settings.load(config, overrides or ())
     except SettingsError as error:
         fail(str(error), USAGE)
-    service = SERVICES[name]
+    made: process.Made = _module(name).made
+    bind: str = getattr(found, name.value).bind
     log = make_log(found.log.level, found.log.format)
     try:
-        process.run(name.value, service.made, found, bind=service.bind(found), log=log)
+        process.run(name.value, made, found, bind=bind, log=log)
     except process.StartError as error:
         fail(str(error))

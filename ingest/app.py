@@ -16,6 +16,7 @@ import uvloop
 
 from ingest import pipeline
 from ingest.admin import Admin
+from ingest.delivery.sinks import load as load_sink
 from ingest.http import idempotency
 from ingest.mqtt import sessions
 from ingest.node_memory import MemoryLimits, NodeMemory
@@ -158,6 +159,7 @@ def serve(settings: Settings) -> int:
     def admin_main() -> int:
         return asyncio.run(Admin(memory, settings).run())
 
+    load_sink(settings.sink.kind)
     gc.collect()
     gc.freeze()  # what is made before the fork stays shared
     sys.setswitchinterval(SWITCH_INTERVAL_S)

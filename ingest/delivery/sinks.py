@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 from pathlib import Path
 from typing import Final
 
-from ingest.delivery.kinesis.service import KinesisService
 from ingest.delivery.kinesis.sink import KinesisSink
 from ingest.delivery.local import LocalSink
 from ingest.delivery.null import NullSink
@@ -15,9 +15,17 @@ from ingest.events import Events
 from ingest.limits import KinesisLimits
 from ingest.settings import Sink as SinkSettings
 
+SERVICE: Final = "ingest.delivery.kinesis.service"
+"""What calls Kinesis, which takes a second and 40 MB to load."""
 MAP_AGE_MAX_S: Final = 60.0
 OLD_MAP_RETRY_S: Final = 10.0
 MAP_RETRY_S: Final = 1.0
+
+
+def load(kind: str) -> None:
+    """Load what a sink of this kind needs; before a fork, it is shared."""
+    if kind == "kinesis":
+        importlib.import_module(SERVICE)
 
 
 def make_sink(settings: SinkSettings, *, data_dir: Path, settled: Settled, events: Events) -> Sink:
@@ -36,7 +44,7 @@ def make_sink(settings: SinkSettings, *, data_dir: Path, settled: Settled, event
             )
         case "kinesis":
             return KinesisSink(
-                KinesisService(
+                importlib.import_module(SERVICE).KinesisService(
                     stream=settings.stream,
                     region=settings.region,
                     endpoint=settings.endpoint or None,

@@ -14,7 +14,6 @@ from ingest.pki import DevelopmentCa, PkiError
 from routing.tenancy.audit import AuditError, AuditLog
 from routing.tenancy.registry import Registry, RegistryError
 from services import settings as files
-from services.device import aws
 from services.device.api import (
     certificates,
     devices,
@@ -86,6 +85,8 @@ async def made(
 
 async def _issuer(settings: files.Device, open_: contextlib.AsyncExitStack) -> Issuer:
     if settings.issuer == "aws":
+        from services.device import aws  # noqa: PLC0415  # which takes a second to load
+
         return await open_.enter_async_context(
             aws.opened(
                 ca_arn=settings.aws_ca_arn,

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter
 
-from commands.service import SERVICES, Name
+from commands.service import Name, operations_of
 from ingest.pki import DevelopmentCa
 from routing.tenancy.identity import Unauthenticated
 from runtime.logs import make_log
@@ -460,10 +460,10 @@ def test_a_service_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> Non
         assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", SERVICES, ids=lambda name: name.value)
+@pytest.mark.parametrize("name", Name, ids=lambda name: name.value)
 def test_the_document_that_is_checked_in_is_current(name: Name) -> None:
     path = Path(__file__).parents[2] / "services/openapi" / f"{name.value}.json"
-    made = openapi.encoded(SERVICES[name].operations())
+    made = openapi.encoded(operations_of(name))
     assert path.read_bytes() == made, (
         f"run: headworks service openapi {name.value} > services/openapi/{path.name}"
     )
