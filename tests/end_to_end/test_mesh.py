@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.end_to_end]
 
 
 async def test_weights_hold_within_binomial_bounds(tmp_path: Path) -> None:
-    count, share = 4000, 0.8
+    count, share = 10_000, 0.8
     ports = {"v1": port(), "v2": port()}
     snapshot = of.snapshot(tmp_path, *cart(ports, of.route("cart", "all", {"v1": 80, "v2": 20})))
     async with servers(2) as (one, two), session() as asking:

@@ -44,6 +44,22 @@ class Compiled(msgspec.Struct, frozen=True):
 def compiled(snapshot: MeshSnapshot, of: VirtualNode | VirtualGateway, proxy: Proxy) -> Compiled:
     """Return the configuration of the proxy of a node or a gateway; raises Uncompilable."""
     _refuse_unsupported(snapshot, of)
+    try:
+        listeners, clusters = _configs(snapshot, of, proxy)
+        return Compiled(
+            id=of.path,
+            mesh=snapshot.mesh.mesh_name,
+            listeners=tuple(Listener(**config) for config in listeners),
+            clusters=tuple(Cluster(**config) for config in clusters),
+        )
+    except ValueError as error:  # App Mesh's numbers have fewer limits than Envoy's
+        raise uncompilable(of.path, "spec", f"has, or leads to, what Envoy cannot take: {error}") from error
+
+
+def _configs(
+    snapshot: MeshSnapshot, of: VirtualNode | VirtualGateway, proxy: Proxy
+) -> tuple[list[Config], list[Config]]:
+    """Return the listeners and the clusters of a proxy."""
     defaults = of.spec.backend_defaults
     directory = Directory(snapshot, proxy, defaults.client_policy if defaults is not None else None)
     if isinstance(of, VirtualGateway):
@@ -60,12 +76,7 @@ def compiled(snapshot: MeshSnapshot, of: VirtualNode | VirtualGateway, proxy: Pr
         if not proxy.sds_socket:
             raise uncompilable(of.path, "spec", "has secrets of a Secret Discovery Service: give its socket")
         clusters.append(_sds(proxy.sds_socket))
-    return Compiled(
-        id=of.path,
-        mesh=snapshot.mesh.mesh_name,
-        listeners=tuple(Listener(**config) for config in listeners),
-        clusters=tuple(Cluster(**config) for config in clusters),
-    )
+    return listeners, clusters
 
 
 def static(made: Compiled, proxy: Proxy) -> Message:

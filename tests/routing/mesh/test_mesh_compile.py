@@ -380,3 +380,21 @@ def test_a_request_takes_15_s_unless_something_else_is_said(
     timeout: HttpTimeout | None, expected: dict[str, int]
 ) -> None:
     assert {name: value["seconds"] for name, value in routes.times(timeout).items()} == expected
+
+
+@pytest.mark.parametrize("size", [2**33, 2**64, 2**70])
+@pytest.mark.parametrize("path", ["maxRetries", "perRetryTimeout"])
+def test_a_number_that_envoy_has_no_room_for_is_named(tmp_path: Path, size: int, path: str) -> None:
+    tries: dict[str, Any] = {"maxRetries": 1, "perRetryTimeout": SECOND}
+    tries[path] = size if path == "maxRetries" else {"unit": "s", "value": size * 2**32}
+    snapshot = of.snapshot(
+        tmp_path,
+        of.mesh(),
+        of.node("front", 80, backends=("a",)),
+        of.node("x", 81),
+        of.router("r"),
+        of.route("r", "all", {"x": 1}, retryPolicy=tries),
+        of.service("a", router="r"),
+    )
+    with pytest.raises(Uncompilable, match="what Envoy cannot take"):
+        config(snapshot, "front")

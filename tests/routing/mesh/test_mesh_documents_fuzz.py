@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from pathlib import Path
@@ -11,6 +12,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from routing.mesh.compile.node import compiled
+from routing.mesh.compile.proxy import Proxy
+from routing.mesh.compile.uncompilable import Uncompilable
 from routing.mesh.documents.reading import read
 from routing.mesh.meshes import meshes_of
 from tests.support import mesh_documents as of
@@ -50,6 +54,11 @@ def checked(text: str, suffix: str) -> None:
         path.write_text(text)
         meshes = meshes_of(read(path, {}))
         assert all(str(problem) for problem in meshes.problems)
+        for snapshot in meshes.snapshots.values():
+            proxied = [*snapshot.nodes.values(), *snapshot.gateways.values()]
+            for of_name in proxied:
+                with contextlib.suppress(Uncompilable):
+                    compiled(snapshot, of_name, Proxy())  # type: ignore[arg-type]  # a list of both
 
 
 @settings(max_examples=300, deadline=None)
@@ -75,9 +84,21 @@ def test_whatever_bytes_a_file_has_are_read(data: bytes) -> None:
 
 def good() -> list[of.Document]:
     targets = {"n": 1}
+    long = {"unit": "s", "value": 1}
+    outliers = {"maxServerErrors": 1, "interval": long, "baseEjectionDuration": long, "maxEjectionPercent": 1}
+    tries = {"maxRetries": 1, "perRetryTimeout": long, "httpRetryEvents": ["server-error"]}
+    header = {"name": "h", "match": {"range": {"start": 1, "end": 2}}}
     return [
         of.mesh(),
-        of.node("n", 80, backends=("s",)),
+        of.node(
+            "n",
+            80,
+            backends=("s",),
+            outlierDetection=outliers,
+            timeout={"http": {"perRequest": long, "idle": long}},
+            connectionPool={"http": {"maxConnections": 1, "maxPendingRequests": 1}},
+        ),
+        of.route("r", "z", targets, match={"prefix": "/", "headers": [header]}, retryPolicy=tries),
         of.router("r"),
         of.route("r", "x", targets),
         of.service("s", router="r"),
@@ -102,6 +123,6 @@ def test_whatever_is_changed_in_a_good_mesh_is_read(data: st.DataObject) -> None
         if isinstance(at, dict) and data.draw(st.booleans()):
             del at[key]
         else:
-            at[key] = data.draw(values)
+            at[key] = data.draw(values | st.integers(-(2**65), 2**65))
         break
     checked(json.dumps(documents), ".json")
