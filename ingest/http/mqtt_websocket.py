@@ -18,7 +18,7 @@ from ingest.mqtt.hub import Hub
 from protocols.websocket import NORMAL, PROTOCOL_ERROR
 
 if TYPE_CHECKING:
-    from ingest.http.listener import Handler
+    from ingest.http.handler import Handler
 
 SUBPROTOCOL: Final = "mqtt"
 

@@ -17,7 +17,7 @@ from ingest.counters import Protocol
 from protocols.websocket import BINARY, NO_CODE, NORMAL, PONG, Frames, encode, encode_close
 
 if TYPE_CHECKING:
-    from ingest.http.listener import Handler
+    from ingest.http.handler import Handler
 
 UNREAD_BYTES_MAX: Final = 65_536
 CLOSE_S: Final = 2.0

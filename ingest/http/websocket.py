@@ -34,7 +34,7 @@ from routing.tenancy.identity import Kind
 from runtime import clock
 
 if TYPE_CHECKING:
-    from ingest.http.listener import Handler
+    from ingest.http.handler import Handler
 
 PONG_SHARE: Final = 0.5
 """So much of a ping interval a client has to answer."""

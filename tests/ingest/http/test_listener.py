@@ -12,7 +12,8 @@ from aiohttp import web
 
 from ingest.authentication import Door
 from ingest.counters import Closing
-from ingest.http.listener import TRACEPARENT, Handler, _Server
+from ingest.http.handler import Handler, Server
+from ingest.http.listener import TRACEPARENT
 from ingest.settings import Http
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -61,7 +62,7 @@ async def serve(size: int, **settings: float) -> Served:
     client.setblocking(False)
     for end in (client, peer):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
-    server = _Server(listener, Door("test", frozenset()))  # type: ignore[arg-type]  # a small fake
+    server = Server(listener, Door("test", frozenset()))  # type: ignore[arg-type]  # a small fake
     await asyncio.get_running_loop().connect_accepted_socket(server, peer)
     return Served(listener, client)
 
