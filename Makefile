@@ -57,7 +57,7 @@ build/compiled/.stamp: setup.py pyproject.toml $(SOURCES)
 
 test-compiled: compiled  ## Run the tests of what is compiled on the compiled modules
 	$(AS_COMPILED) $(BIN)/pytest -o pythonpath="build/compiled ." tests/test_compiled.py tests/protocols tests/ingest \
-	    tests/routing tests/end_to_end/test_clients.py tests/end_to_end/test_crash.py
+	    tests/routing/limits tests/end_to_end/test_clients.py tests/end_to_end/test_crash.py
 
 format: setup    ## Format the code
 	$(BIN)/ruff format .
