@@ -16,6 +16,9 @@ HASH_HEADER: Final = "header:"
 HASH_BY: Final = frozenset({"tenant", "caller"})
 
 
+IDEMPOTENT: Final = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
+
+
 class Prepared:
     """One route, ready to be served.
 
@@ -53,6 +56,10 @@ class Prepared:
         self.rewrites = bool(route.upstream_path)
         self.write = _target(route)
         _check_hash_by(route)
+
+    def is_repeatable(self, method: str, given: Mapping[str, str]) -> bool:
+        """Return whether a request may be done twice, so that it may be tried again (RFC 9110 9.2.2)."""
+        return method in IDEMPOTENT or (self.route.retries.keyed and "Idempotency-Key" in given)
 
     def hash_key(self, given: Mapping[str, str], tenant: str, caller: str, parameters: dict[str, str]) -> str:
         """Return what the choice of an endpoint hangs on, where that is by hash; or of a shard."""

@@ -45,7 +45,6 @@ TRACE_HEADER: Final = "X-Headworks-Trace"
 SERVER: Final = "headworks"
 CLIENT_GONE: Final = 499
 """As the status of a request whose caller went away, in the log and the metrics only."""
-IDEMPOTENT: Final = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
 NO_BODY: Final = frozenset({204, 304})
 CONDITIONS: Final = ("If-None-Match", "If-Modified-Since")
 LASTING: Final = frozenset({"live"})
@@ -362,7 +361,7 @@ class Gateway:
             target=f"{target}?{exchange.query}" if exchange.query else target,
             headers=headers,
             body=exchange.body,
-            idempotent=request.method in IDEMPOTENT or "Idempotency-Key" in given,
+            idempotent=prepared.is_repeatable(request.method, given),
             hash_key=prepared.hash_key(given, exchange.tenant, caller, exchange.parameters),
             retries=route.retries,
             timeout_s=route.timeout_s,

@@ -54,8 +54,12 @@ class Deprecation(Section, frozen=True):
 
 
 class Retries(Section, frozen=True):
-    """How often a request may be tried: only idempotent ones, or those with an Idempotency-Key."""
+    """How often a request may be tried: an idempotent one, one with an Idempotency-Key, one never sent.
 
+    Without `keyed` the key is not enough: the upstream would do the same one twice.
+    """
+
+    keyed: bool = True
     attempts_max: Annotated[int, msgspec.Meta(ge=1, le=10)] = 3
     try_timeout_s: Deadline = 5.0
     statuses: list[int] = msgspec.field(default_factory=lambda: [502, 503, 504])
