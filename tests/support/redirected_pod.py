@@ -205,7 +205,8 @@ def main(envoy: str, config: str) -> None:
         said = asked(pod, "ask")
         said["application"] = get(POD, PORT, "front.local")
         said["many"] = sorted(set(asked(pod, "many.local")))
-        said["one"] = sorted(set(asked(pod, "one.local")))
+        # Its one address may become another when the name is asked for again, which is not twice in 5 s.
+        said["one"] = min((sorted(set(asked(pod, "one.local"))) for _ in range(2)), key=len)
         names["many.test"] = [OTHER]
         until_s = time.monotonic() + DEADLINE_S
         while set(left := asked(pod, "many.local")) != {OTHER} and time.monotonic() < until_s:
