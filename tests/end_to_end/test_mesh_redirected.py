@@ -18,9 +18,9 @@ from tests.support.mesh_rig import ENVOY, exported
 from tests.support.redirected_pod import OTHER, PORT, WORLD
 
 ROOT = Path(__file__).parents[2]
-TRIAL = (
-    "mount -t tmpfs none /mnt && ip link add a type veth peer name b && iptables -t nat -L && setpriv --help"
-)
+TRIAL = """
+mount -t tmpfs none /mnt && ip link add here type veth peer name there && iptables -t nat -L && setpriv --help
+"""
 
 
 def is_allowed() -> bool:
