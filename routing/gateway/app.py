@@ -37,6 +37,7 @@ from routing.gateway.passport import PassportError, Passports, load_key
 from routing.gateway.prepared import Served
 from routing.gateway.proxy import Gateway, Handler
 from routing.gateway.published import Published
+from routing.gateway.relay import Relay
 from routing.gateway.reload import Watch
 from routing.gateway.routes_file import Deprecation, Routes, SocketApi
 from routing.gateway.settings import Log, Settings
@@ -175,7 +176,7 @@ class App:
         )
 
     def _make_gateway(self) -> Gateway:
-        settings, cache = self._settings.api, self._settings.cache
+        settings = self._settings.api
         reports = UsageReports(self._analytics, lambda: self._loaded.deprecations, clock.unix_s)
         handlers: Mapping[str, Handler] = {
             "usage": reports.usage,
@@ -192,21 +193,27 @@ class App:
             access=access.check,
             usage=self._plans,
             documents=self._loaded.validation,
-            upstreams=self._upstreams,
+            relay=self._make_relay(),
             handlers=handlers,
             refusals={"connections": self._connections.refused},
             sockets=self._socket_at,
+            recorded=self._recorded,
+            failed=self._failed,
+            header_bytes_max=settings.header_bytes_max,
+            body_deadline_s=settings.body_deadline_s,
+        )
+
+    def _make_relay(self) -> Relay:
+        settings, cache = self._settings.api, self._settings.cache
+        return Relay(
+            upstreams=self._upstreams,
             passports=self._passports,
             cache=Cache(
                 bytes_max=cache.bytes_max,
                 entries_max=cache.entries_max,
                 entry_bytes_max=cache.entry_bytes_max,
             ),
-            recorded=self._recorded,
-            failed=self._failed,
             trusted_proxies=[ipaddress.ip_network(each) for each in settings.trusted_proxies],
-            header_bytes_max=settings.header_bytes_max,
-            body_deadline_s=settings.body_deadline_s,
             held_bytes_max=settings.answer_bytes_held_max,
         )
 
