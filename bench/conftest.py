@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 import tempfile
 from collections import defaultdict
@@ -14,16 +13,15 @@ import pytest
 from pytest_benchmark.session import PerformanceRegression
 
 from bench.rig import Rig
-from ingest.app import GC_THRESHOLDS, SWITCH_INTERVAL_S
+from ingest.app import SWITCH_INTERVAL_S
+from runtime.garbage import settle
 
 VAR = Path(__file__).parents[1] / "var"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _process() -> None:
-    gc.set_threshold(*GC_THRESHOLDS)
-    gc.collect()
-    gc.freeze()
+    settle()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
 
 

@@ -28,15 +28,13 @@ from ingest.supervisor import Supervisor
 from ingest.worker import Worker, WorkerContext, tls_files
 from routing.tenancy.registry import Registry, RegistryError
 from runtime import clock
+from runtime.garbage import THRESHOLDS
 from runtime.logs import make_log
 from runtime.settings_file import SettingsError, split_bind
 from runtime.tls.material import TlsMaterialError, load
 
 SWITCH_INTERVAL_S = 0.0005
 """How soon the writer thread gets the interpreter back after its fsync (the default is 5 ms)."""
-
-GC_THRESHOLDS = (50_000, 20, 50)
-"""A message makes a few containers that die with its group; the default would look at them 70 times more."""
 
 
 class StartError(Exception):
@@ -152,7 +150,7 @@ def serve(settings: Settings) -> int:
     secret = secrets.token_bytes(32)
 
     def worker_main(index: int) -> int:
-        gc.set_threshold(*GC_THRESHOLDS)
+        gc.set_threshold(*THRESHOLDS)
         context = WorkerContext(index, settings, memory, secret, log.bind(worker=index))
         return uvloop.run(_run_worker(context))
 

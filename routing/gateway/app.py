@@ -58,6 +58,7 @@ from routing.tenancy.registry import Registry, RegistryError, Verdict
 from routing.upstream.events import UpstreamEvents
 from routing.upstream.upstreams import Upstreams
 from runtime import clock
+from runtime.garbage import settle
 from runtime.logs import Lines, is_console
 from runtime.settings_file import SettingsError, split_bind
 from runtime.tls.material import TlsFiles, TlsMaterial, TlsMaterialError
@@ -383,6 +384,7 @@ class App:
                 )
             ]
             await admin.open(operators)
+            settle()
             door.open(public, tasks)
             self._log.info("started", bind=self._settings.api.bind, routes=len(self._loaded.routes.routes))
             await ending.wait()

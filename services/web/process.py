@@ -16,6 +16,7 @@ from typing import Any, Final
 import uvloop
 from aiohttp import web
 
+from runtime.garbage import settle
 from runtime.settings_file import split_bind
 from services.settings import Settings
 from services.web.passport import PassportError, PassportVerifier
@@ -59,6 +60,7 @@ async def _serve(name: str, made: Made, settings: Settings, bind: str, log: Any)
             max_field_size=LINE_BYTES_MAX,
         )
         await runner.setup()
+        settle()
         try:
             await web.TCPSite(runner, host, port, reuse_address=True).start()
             log.info("service_started", service=name, bind=bind)
