@@ -10,7 +10,9 @@ from typing import Annotated
 import msgspec
 import typer
 
-from commands.common import REFUSED, USAGE, JsonOption, fail
+from commands.common import REFUSED, USAGE, JsonOption, SetOption, fail
+from routing.mesh.api import process as api_process
+from routing.mesh.api import settings as api_settings
 from routing.mesh.compile.messages import as_json
 from routing.mesh.compile.node import compiled, static
 from routing.mesh.compile.proxy import Address, Endpoint, Proxy
@@ -20,6 +22,8 @@ from routing.mesh.meshes import Meshes, meshes_of
 from routing.mesh.model.resources import VirtualGateway, VirtualNode
 from routing.mesh.problem import Problem, Severity
 from routing.mesh.snapshot import MeshSnapshot
+from runtime.logs import make_log
+from runtime.settings_file import SettingsError
 
 app = typer.Typer(help="The service mesh: App Mesh resources, run by Envoys.", no_args_is_help=True)
 UNSUPPORTED = 3
@@ -121,6 +125,24 @@ def export(
         _fail(error.problems, UNSUPPORTED)
     assert format_ is Format.ENVOY
     typer.echo(msgspec.json.format(msgspec.json.encode(as_json(static(made, proxy)))).decode())
+
+
+@app.command("serve")
+def serve(
+    config: Annotated[
+        Path,
+        typer.Option("--config", "-c", help="The API's settings (TOML).", envvar="HEADWORKS_MESH_CONFIG"),
+    ],
+    overrides: SetOption = None,
+) -> None:
+    """Serve the App Mesh API until SIGTERM."""
+    try:
+        found = api_settings.load(config, overrides or ())
+        api_process.run(found.api, make_log(found.log.level, found.log.format))
+    except SettingsError as error:
+        fail(str(error), USAGE)
+    except api_process.StartError as error:
+        fail(str(error))
 
 
 def _meshes(place: Path, parameters: Sequence[str] | None) -> Meshes:

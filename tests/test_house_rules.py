@@ -17,6 +17,7 @@ from routing.gateway import settings as gateway_settings
 from routing.gateway.routes_file import Routes
 from routing.limits.plan import Plan
 from routing.limits.usage import SLUGS
+from routing.mesh.api import settings as mesh_settings
 from routing.upstream.call import Reason
 
 ROOT = Path(__file__).parents[1]
@@ -65,6 +66,11 @@ def fields_of(*structs: type[msgspec.Struct]) -> set[str]:
 def test_every_setting_of_the_api_gateway_is_in_the_docs(name: str) -> None:
     text = "".join(path.read_text() for path in (ROOT / "docs/guides").glob("*.md"))
     assert re.search(rf"\b{name}\b", text)
+
+
+@pytest.mark.parametrize("name", sorted(fields_of(mesh_settings.Settings)))
+def test_every_setting_of_the_mesh_api_is_in_its_guide(name: str) -> None:
+    assert re.search(rf"\b{name}\b", (ROOT / "docs/guides/mesh.md").read_text())
 
 
 def api_refusals() -> list[str]:

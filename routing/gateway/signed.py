@@ -36,10 +36,12 @@ class SignedRequests:
         body_bytes_max: int,
         unix_s: Callable[[], float],
         reloaded: Callable[[str | None], None],
+        service: str = sigv4.SERVICE,
     ) -> None:
         self._path = path
         self._body_bytes_max = body_bytes_max
         self._unix_s = unix_s
+        self._service = service
         self._reloaded = reloaded
         self._seen = _signature(path)
         self._keys = sigv4.load(path)
@@ -60,7 +62,7 @@ class SignedRequests:
             headers=list(request.headers.items()),
             body=await self._body(request),
         )
-        return sigv4.verify(signed, self._keys.keys, self._unix_s())
+        return sigv4.verify(signed, self._keys.keys, self._unix_s(), self._service)
 
     async def run(self) -> None:
         """Read the file again when it changes, until cancelled."""

@@ -92,22 +92,25 @@ def is_signed(authorization: str) -> bool:
     return authorization.startswith(ALGORITHM)
 
 
-def verify(request: SignedRequest, keys: Mapping[str, SigningKey], now_s: float) -> Principal:
-    """Return who signed a request; raises `Unauthenticated`."""
+def verify(
+    request: SignedRequest, keys: Mapping[str, SigningKey], now_s: float, service: str = SERVICE
+) -> Principal:
+    """Return who signed a request for `service`; raises `Unauthenticated`."""
     headers = _canonical_headers(request.headers)
     parts = AUTHORIZATION.fullmatch(headers.get("authorization", ""))
     if parts is None:
         raise Unauthenticated("not a signature of version 4 in the Authorization header")
-    key_id, day, region, service, names, signature = parts.groups()
+    key_id, day, region, signed_for, names, signature = parts.groups()
     date = headers.get("x-amz-date", "")
     signed = names.split(";")
-    _check_scope(day, date, service, now_s)
+    _check_service(signed_for, service)
+    _check_date(day, date, now_s)
     _check_signed(signed, headers)
     body_hash = hashlib.sha256(request.body).hexdigest()
     if headers.get("x-amz-content-sha256", body_hash) != body_hash:
         raise Unauthenticated("the hash of the body is another one")
     key = keys.get(key_id)
-    scope = f"{day}/{region}/{service}/aws4_request"
+    scope = f"{day}/{region}/{signed_for}/aws4_request"
     text = canonical_request(request, {name: headers[name] for name in signed}, body_hash)
     to_sign = f"{ALGORITHM}\n{date}\n{scope}\n{hashlib.sha256(text.encode()).hexdigest()}"
     # An unknown id costs as much as a known one.
@@ -123,9 +126,12 @@ def verify(request: SignedRequest, keys: Mapping[str, SigningKey], now_s: float)
     )
 
 
-def _check_scope(day: str, date: str, service: str, now_s: float) -> None:
-    if service != SERVICE:
-        raise Unauthenticated(f"signed for another service than {SERVICE}")
+def _check_service(signed_for: str, service: str) -> None:
+    if signed_for != service:
+        raise Unauthenticated(f"signed for another service than {service}")
+
+
+def _check_date(day: str, date: str, now_s: float) -> None:
     if DATE.fullmatch(date) is None or date[:8] != day:
         raise Unauthenticated("X-Amz-Date is missing, or is not of the day of the credential")
     try:

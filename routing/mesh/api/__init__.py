@@ -1,0 +1,1 @@
+"""The App Mesh API, version 2019-01-25."""

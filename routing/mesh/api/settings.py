@@ -1,0 +1,55 @@
+"""Settings of the App Mesh API."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from runtime import settings_file
+from runtime.settings_file import Section, SettingsError, Wrong, split_bind
+
+Number = Annotated[int, Meta(ge=1, le=100_000)]
+
+
+class Api(Section, frozen=True):
+    """The API: where it listens, what it keeps, whose it is, and how much it takes."""
+
+    data_dir: str
+    signing_keys_file: str
+    bind: str = "127.0.0.1:8470"
+    account_id: Annotated[str, Meta(pattern=r"^\d{12}$")] = "000000000000"
+    region: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$")] = "us-east-1"
+    body_bytes_max: Annotated[int, Meta(ge=1024, le=16_777_216)] = 262_144
+    meshes_max: Number = 100
+    in_mesh_max: Number = 5_000
+    routes_max: Number = 200
+    drain_deadline_s: Annotated[float, Meta(gt=0, le=3600)] = 10.0
+
+
+class Log(Section, frozen=True):
+    """The log."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"
+
+
+class Settings(Section, frozen=True):
+    """The file."""
+
+    api: Api
+    log: Log = Log()
+
+
+def load(path: Path, overrides: Sequence[str]) -> Settings:
+    """Read and check the settings; raises `SettingsError`."""
+    return settings_file.load(path, Settings, check=_check, overrides=overrides)
+
+
+def _check(settings: Settings, wrong: Wrong) -> None:
+    try:
+        split_bind(settings.api.bind)
+    except (ValueError, SettingsError) as error:
+        raise wrong("api.bind", str(error)) from error
