@@ -259,3 +259,16 @@ def test_what_was_answered_survives_a_kill(tmp_path: Path) -> None:
         assert [client.describe_mesh(meshName=mesh["meshName"])["mesh"] for mesh in made] == made
         assert api.end() == 0
         assert "mesh_api_stopped" in api.log.read_text()
+
+
+def test_a_process_that_cannot_start_says_why_and_how(served: MeshApiProcess, tmp_path: Path) -> None:
+    for bind, code, why in (
+        (served.url.removeprefix("http://"), 1, "cannot listen on"),
+        ("nowhere", 2, "api.bind"),
+    ):
+        other = MeshApiProcess(tmp_path, "drain_deadline_s = 1.0")
+        assert other.run(f"--set=api.bind={bind!r}") == code
+        assert why in other.log.read_text()
+    (tmp_path / "keys.toml").chmod(0o644)
+    assert other.run() == 2
+    assert "chmod 600" in other.log.read_text()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -53,14 +52,21 @@ class MeshApiProcess:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        command = [sys.executable, "-m", "commands.cli", "mesh", "serve", "--config", str(self._config)]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ})
+            self.process = subprocess.Popen(self._command(), stdout=log, stderr=log)
         ends_s = time.monotonic() + DEADLINE_S
         while not self._answers():
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < ends_s, self.log.read_text()
             time.sleep(0.05)
+
+    def run(self, *options: str) -> int:
+        """Run it until it ends by itself; return the exit code."""
+        with self.log.open("ab") as log:
+            return subprocess.call([*self._command(), *options], stdout=log, stderr=log, timeout=DEADLINE_S)
+
+    def _command(self) -> list[str]:
+        return [sys.executable, "-m", "commands.cli", "mesh", "serve", "--config", str(self._config)]
 
     def _answers(self) -> bool:
         try:

@@ -55,6 +55,12 @@ class MeshApi:
 
     def call(self, operation: Operation, query: Mapping[str, str], body: bytes, now_s: float) -> Answer:
         """Do what a call asks for; its body is JSON, or nothing."""
+        try:
+            return self._call(operation, query, body, now_s)
+        except RecursionError as error:
+            raise bad("body", "it is nested too deeply") from error
+
+    def _call(self, operation: Operation, query: Mapping[str, str], body: bytes, now_s: float) -> Answer:
         given, name = _body(operation, body)
         owner = query.get("meshOwner", self._settings.account_id)
         if owner != self._settings.account_id:
@@ -237,7 +243,7 @@ def _body(operation: Operation, body: bytes) -> tuple[_Body, str]:
     """Return the body, and the name of what is created."""
     try:
         given = msgspec.json.decode(body or b"{}", type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise bad("body", f"it is not a JSON object: {error}") from error
     name = ""
     if operation.verb == "create":
