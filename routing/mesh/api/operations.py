@@ -91,8 +91,8 @@ def _operation(method: str, segments: list[str]) -> Operation | None:
         return None
     # meshes / MESH / virtualRouter / ROUTER / routes / ROUTE: kinds and names in turns
     kinds, names = segments[2::2], segments[1::2]
-    collection = COLLECTIONS.get("/".join(kinds) or "meshes")
-    if collection is None:
+    collection = COLLECTIONS.get("/".join(kinds) if kinds else "meshes")
+    if collection is None or len(kinds) != len(collection.parents):
         return None
     verb = (VERBS_OF_ONE if len(names) > len(collection.parents) else VERBS_OF_ALL).get(method)
     return None if verb is None else Operation(verb, collection, tuple(names))

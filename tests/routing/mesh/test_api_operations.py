@@ -51,6 +51,9 @@ def test_errors_have_the_statuses_of_the_service_model(error: botocore.model.Str
         ("DELETE", "/v20190125/meshes"),
         ("GET", "/v20190125/meshes/shop/routes"),
         ("GET", "/v20190125/tag"),
+        ("DELETE", "/v20190125/meshes/shop//virtualNodes"),
+        ("DELETE", "/v20190125/meshes/shop/meshes"),
+        ("DELETE", "/v20190125/meshes/shop/virtualRouter%2Froutes/route"),
     ],
 )
 def test_what_is_no_operation_is_refused(method: str, path: str) -> None:
