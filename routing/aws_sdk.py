@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
+from aiohttp import ClientPayloadError
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -14,6 +15,7 @@ from botocore.exceptions import (
     EndpointConnectionError,
     NoCredentialsError,
 )
+from botocore.parsers import ResponseParserError
 
 from routing.aws import AwsError, Failure
 
@@ -31,6 +33,9 @@ THROTTLES: Final = frozenset(
 )
 MISSING: Final = frozenset({"NamespaceNotFound", "ResourceNotFoundException", "ServiceNotFound"})
 TOO_LARGE: Final = frozenset({"RequestEntityTooLargeException", "RequestTooLargeException"})
+
+UNREADABLE: Final = (ResponseParserError, ClientPayloadError, AttributeError, KeyError, TypeError, ValueError)
+"""An answer that is cut short or makes no sense, on which botocore's parsers fail in ways of their own."""
 
 
 def opened(
@@ -52,7 +57,10 @@ def opened(
 
 
 async def called(client: Any, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Call an operation and return its answer; raises `AwsError`, and `TimeoutError` of its caller."""
+    """Call an operation and return its answer; raises `AwsError`, and `TimeoutError` of its caller.
+
+    What is in the answer is as the service made it: who reads it looks whether it is there.
+    """
     try:
         answer = await getattr(client, operation)(**arguments)
         if hasattr(answer.get("Payload"), "read"):
@@ -61,6 +69,8 @@ async def called(client: Any, operation: str, arguments: dict[str, Any]) -> dict
         return dict(answer)
     except TimeoutError:
         raise
+    except UNREADABLE as error:
+        raise AwsError(Failure.SERVICE, "UnreadableAnswer") from error
     except ClientError as error:
         raise _refusal(error) from error
     except (EndpointConnectionError, ConnectTimeoutError, NoCredentialsError) as error:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
@@ -31,6 +31,25 @@ ALL_EVERY: Final = 6
 """Polls, of which one asks for all instances whatever the revision is."""
 INSTANCES_MAX: Final = 1000
 """What one DiscoverInstances can return; there are no pages."""
+
+
+class Instance(msgspec.Struct, frozen=True):
+    """An instance, as DiscoverInstances gives it."""
+
+    id: str = msgspec.field(name="InstanceId")
+    attributes: dict[str, str] = msgspec.field(name="Attributes", default_factory=dict)
+
+
+class _Revision(msgspec.Struct, frozen=True):
+    revision: int = msgspec.field(name="InstancesRevision")
+
+
+class _Instances(msgspec.Struct, frozen=True):
+    instances: list[Instance] = msgspec.field(name="Instances")
+    revision: int | None = msgspec.field(name="InstancesRevision", default=None)
+
+
+AnswerT = TypeVar("AnswerT", _Revision, _Instances)
 
 
 class Client(Protocol):
@@ -61,7 +80,7 @@ class CloudMapSource:
             answer = await self._client.call(
                 "discover_instances_revision", deadline_s=self._deadline_s, **self._where
             )
-            revision = int(answer["InstancesRevision"])
+            revision = _read(answer, _Revision).revision
             self._polls += 1
             if self._last is not None and revision == self._revision and self._polls % ALL_EVERY:
                 return self._last
@@ -74,11 +93,12 @@ class CloudMapSource:
             )
         except AwsError as error:
             raise DiscoveryError(f"Cloud Map: {error}") from error
-        endpoints = endpoints_of(answer["Instances"], self._port)
+        instances = _read(answer, _Instances)
+        endpoints = endpoints_of(instances.instances, self._port)
         digest = hashlib.blake2b(msgspec.json.encode(endpoints), digest_size=8).hexdigest()
         self._last = found(endpoints, digest)
         # Cloud Map's replicas may be behind: what came is no newer than the older of both.
-        self._revision = min(revision, int(answer.get("InstancesRevision", revision)))
+        self._revision = revision if instances.revision is None else min(revision, instances.revision)
         return self._last
 
     async def close(self) -> None:
@@ -86,16 +106,16 @@ class CloudMapSource:
         await self._client.close()
 
 
-def endpoints_of(instances: Sequence[Mapping[str, Any]], port: int) -> list[Endpoint]:
+def endpoints_of(instances: Sequence[Instance], port: int) -> list[Endpoint]:
     """Return the endpoints of instances by id; raises `DiscoveryError` for one without address."""
     endpoints: list[Endpoint] = []
-    for instance in sorted(instances, key=lambda each: str(each["InstanceId"])):
-        has: Mapping[str, str] = instance.get("Attributes", {})
+    for instance in sorted(instances, key=lambda each: each.id):
+        has = instance.attributes
         names = ("AWS_INSTANCE_IPV4", "AWS_INSTANCE_IPV6", "AWS_INSTANCE_CNAME")
         host = next((has[name] for name in names if has.get(name)), "")
         at = _number(has, "AWS_INSTANCE_PORT", port, 65_535)
         if not host or not at:
-            raise DiscoveryError(f"Cloud Map: instance {instance['InstanceId']} has no address or no port")
+            raise DiscoveryError(f"Cloud Map: instance {instance.id} has no address or no port")
         endpoints.append(
             Endpoint(
                 address=join_address(host, at),
@@ -105,6 +125,13 @@ def endpoints_of(instances: Sequence[Mapping[str, Any]], port: int) -> list[Endp
             )
         )
     return endpoints
+
+
+def _read(answer: dict[str, Any], kind: type[AnswerT]) -> AnswerT:
+    try:
+        return msgspec.convert(answer, kind)
+    except msgspec.ValidationError as error:
+        raise DiscoveryError("Cloud Map: an answer that makes no sense") from error
 
 
 def _number(has: Mapping[str, str], name: str, default: int, number_max: int) -> int:

@@ -31,7 +31,12 @@ def asks(stream: str) -> Ask:
         answer = await client.call(
             "put_record", deadline_s=timeout_s, StreamName=stream, Data=call.body, PartitionKey=key
         )
-        body = {"sequence_number": answer["SequenceNumber"], "shard_id": answer["ShardId"]}
+        try:
+            body = {"sequence_number": answer["SequenceNumber"], "shard_id": answer["ShardId"]}
+        except KeyError as error:
+            raise UpstreamError(
+                Reason.BAD_ANSWER, "the stream's answer says nothing of the record"
+            ) from error
         return Answer(
             status=202,
             headers=CIMultiDictProxy(CIMultiDict({"Content-Type": "application/json"})),

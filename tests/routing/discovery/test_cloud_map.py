@@ -9,12 +9,14 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import boto3
+import msgspec
 import pytest
+from aiohttp import web
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from routing.aws import AwsClient, AwsError, Failure
-from routing.discovery.cloud_map import ALL_EVERY, CloudMapSource, endpoints_of
+from routing.discovery.cloud_map import ALL_EVERY, CloudMapSource, Instance, endpoints_of
 from routing.discovery.source import DiscoveryError
 from tests.support.kinesis_servers import moto
 
@@ -56,6 +58,10 @@ class Answers:
 def instance(number: int, **attributes: str) -> dict[str, Any]:
     has = {"AWS_INSTANCE_IPV4": f"10.0.0.{number}", "AWS_INSTANCE_PORT": "8080", **attributes}
     return {"InstanceId": f"i-{number}", "Attributes": {name: text for name, text in has.items() if text}}
+
+
+def instances(*given: dict[str, Any]) -> list[Instance]:
+    return msgspec.convert(list(given), list[Instance])
 
 
 def source(answers: Any, port: int = 0, service: str = "pumps") -> CloudMapSource:
@@ -119,11 +125,11 @@ async def test_throttling_is_an_error_and_afterwards_it_goes_on() -> None:
 
 def test_addresses_zones_weights_and_priorities_come_from_attributes() -> None:
     first, second, third = endpoints_of(
-        [
+        instances(
             instance(3, AWS_INSTANCE_IPV4="", AWS_INSTANCE_CNAME="h.example", AWS_INSTANCE_PORT=""),
             instance(1, AVAILABILITY_ZONE="eu-central-1a", HEADWORKS_WEIGHT="7", HEADWORKS_PRIORITY="2"),
             instance(2, AWS_INSTANCE_IPV4="", AWS_INSTANCE_IPV6="fd00::2"),
-        ],
+        ),
         port=9000,
     )
     assert (first.address, first.zone, first.weight, first.priority) == (
@@ -150,7 +156,7 @@ def test_addresses_zones_weights_and_priorities_come_from_attributes() -> None:
 )
 def test_an_instance_that_makes_no_sense_is_an_error(attributes: dict[str, str]) -> None:
     with pytest.raises(DiscoveryError, match="Cloud Map"):
-        endpoints_of([instance(1, **attributes)], port=0)
+        endpoints_of(instances(instance(1, **attributes)), port=0)
 
 
 class Double:
@@ -224,3 +230,24 @@ async def test_a_service_that_is_not_there_is_an_error_and_not_an_empty_answer(d
         asked = CloudMapSource(client, namespace="example", service="nothing", port=0, deadline_s=10)
         with pytest.raises(DiscoveryError, match="Cloud Map"):
             await asked.poll()
+
+
+@pytest.mark.parametrize(
+    "body", ["{}", "null", "[]", "nonsense", '{"InstancesRevision": "one"}', '{"InstancesRev']
+)
+async def test_an_answer_that_makes_no_sense_is_an_error_like_any_other(body: str) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        await request.read()
+        return web.Response(text=body, content_type="application/x-amz-json-1.1")
+
+    app = web.Application()
+    app.router.add_post("/{path:.*}", answer)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        async with client_of(f"http://127.0.0.1:{runner.addresses[0][1]}") as client:
+            with pytest.raises(DiscoveryError, match="Cloud Map"):
+                await source(client).poll()
+    finally:
+        await runner.cleanup()

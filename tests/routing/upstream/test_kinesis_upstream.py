@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from routing.gateway.routes_file import Upstream
 from routing.upstream.call import Reason, UpstreamError
@@ -83,3 +84,24 @@ async def test_a_stream_that_is_not_there_is_named_so(port: int) -> None:
             async with upstreams.call("u", call_of("POST", body=b"x")):
                 pass
         assert raised.value.reason is Reason.NOT_FOUND
+
+
+@pytest.mark.parametrize("body", ["{}", "[]", "null", "nonsense"])
+async def test_an_answer_that_makes_no_sense_is_an_upstream_that_failed(body: str) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        await request.read()
+        return web.Response(text=body, content_type="application/x-amz-json-1.1")
+
+    app = web.Application()
+    app.router.add_post("/{path:.*}", answer)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        async with running(terms(runner.addresses[0][1])) as upstreams:
+            with pytest.raises(UpstreamError) as raised:
+                async with upstreams.call("u", call_of("POST", body=b"x")):
+                    pass
+            assert raised.value.status == 502
+    finally:
+        await runner.cleanup()

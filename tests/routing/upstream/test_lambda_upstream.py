@@ -151,11 +151,19 @@ class Lambda:
         self.answers: list[web.Response] = []
         self.url = ""
         self.pause_s = 0.0
+        self.cuts = False
 
     async def invoke(self, request: web.Request) -> web.StreamResponse:
         assert "Credential=test/" in request.headers["Authorization"]
         self.events.append(await request.json())
         await asyncio.sleep(self.pause_s)
+        if self.cuts:
+            response = web.StreamResponse(headers={"Content-Length": "100"})
+            await response.prepare(request)
+            await response.write(b"half")
+            assert request.transport is not None
+            request.transport.close()
+            return response
         if self.answers:
             return self.answers.pop(0)
         return web.json_response({"statusCode": 200, "headers": {"X-From": "lambda"}, "body": "well"})
@@ -286,3 +294,12 @@ async def test_nobody_listening_is_no_connection() -> None:
             async with upstreams.call("u", call_of("POST")):
                 pass
         assert raised.value.reason is Reason.CONNECT
+
+
+async def test_a_result_that_is_cut_short_is_a_reset() -> None:
+    async with function() as made, running(terms(made)) as upstreams:
+        made.cuts = True
+        with pytest.raises(UpstreamError) as raised:
+            async with upstreams.call("u", call_of("POST")):
+                pass
+        assert (raised.value.reason, raised.value.status) == (Reason.RESET, 502)
