@@ -1,4 +1,4 @@
-"""`headworks mesh`: App Mesh resources checked, and exported as what Envoys run."""
+"""`headworks mesh`: App Mesh resources checked, and exported as what Envoys run, and served to them."""
 
 from __future__ import annotations
 
@@ -10,37 +10,42 @@ from typing import Annotated
 import msgspec
 import typer
 
+from commands import mesh_control
 from commands.common import REFUSED, USAGE, JsonOption, SetOption, fail
+from commands.mesh_options import (
+    ApplicationOption,
+    EndpointsOption,
+    ListenOption,
+    ParameterOption,
+    PlaceArgument,
+    PortOption,
+    SdsOption,
+    TcpOption,
+    addresses,
+    applications_of,
+    parameters_of,
+)
 from routing.mesh.api import process as api_process
 from routing.mesh.api import settings as api_settings
 from routing.mesh.compile.messages import as_json
 from routing.mesh.compile.node import compiled, static
-from routing.mesh.compile.proxy import Address, Endpoint, Proxy
+from routing.mesh.compile.proxy import Endpoint, Proxy
 from routing.mesh.compile.uncompilable import Uncompilable
 from routing.mesh.documents.reading import read
 from routing.mesh.meshes import Meshes, meshes_of
 from routing.mesh.model.resources import VirtualGateway, VirtualNode
 from routing.mesh.problem import Problem, Severity
 from routing.mesh.snapshot import MeshSnapshot
+from routing.xds.configurations import endpoints_in
 from runtime.logs import make_log
 from runtime.settings_file import SettingsError
 
 app = typer.Typer(help="The service mesh: App Mesh resources, run by Envoys.", no_args_is_help=True)
 UNSUPPORTED = 3
 """The exit code where a mesh is consistent, but something of it is not supported."""
-PlaceArgument = Annotated[
-    Path, typer.Argument(help="A folder, or a file, of App Mesh resources.", metavar="DIR")
-]
-ParameterOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--parameter", "-p", help="A value that a template does not have: NAME=VALUE. May be repeated."
-    ),
-]
-EndpointsOption = Annotated[
-    Path | None,
-    typer.Option(help='Endpoints in place of discovery, JSON: {"node": ["10.0.0.1", "10.0.0.2:8080"]}.'),
-]
+app.command("bootstrap")(mesh_control.bootstrap)
+app.command("xds")(mesh_control.xds)
+app.command("status")(mesh_control.status)
 
 
 class Format(Enum):
@@ -84,24 +89,13 @@ def export(
     format_: Annotated[Format, typer.Option("--format", help="What is exported.")] = Format.ENVOY,
     parameters: ParameterOption = None,
     endpoints: EndpointsOption = None,
-    applications: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--app",
-            help="Bind a port of the node, and pass on to the application: PORT=HOST:PORT. May be repeated.",
-        ),
-    ] = None,
-    tcp_backends: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--tcp", help="A listener for a backend that speaks TCP: SERVICE=HOST:PORT. May be repeated."
-        ),
-    ] = None,
-    listen: Annotated[str, typer.Option(help="The address on which the node is called.")] = Proxy().listen,
-    ingress_port: Annotated[int, typer.Option(min=1, max=65_535)] = Proxy().ingress_port,
-    egress_port: Annotated[int, typer.Option(min=1, max=65_535)] = Proxy().egress_port,
-    admin_port: Annotated[int, typer.Option(min=1, max=65_535)] = Proxy().admin_port,
-    sds_socket: Annotated[str, typer.Option(help="The Unix socket of a Secret Discovery Service.")] = "",
+    applications: ApplicationOption = None,
+    tcp_backends: TcpOption = None,
+    listen: ListenOption = Proxy().listen,
+    ingress_port: PortOption = Proxy().ingress_port,
+    egress_port: PortOption = Proxy().egress_port,
+    admin_port: PortOption = Proxy().admin_port,
+    sds_socket: SdsOption = "",
 ) -> None:
     """Print the configuration of a node's Envoy, which runs as it is: envoy -c FILE."""
     meshes = _meshes(place, parameters)
@@ -110,8 +104,8 @@ def export(
         ingress_port=ingress_port,
         egress_port=egress_port,
         admin_port=admin_port,
-        applications={_port(key): at for key, at in _addresses("--app", applications).items()},
-        tcp_backends=_addresses("--tcp", tcp_backends),
+        applications=applications_of(applications),
+        tcp_backends=addresses("--tcp", tcp_backends),
         endpoints={} if endpoints is None else _endpoints(endpoints),
         sds_socket=sds_socket,
     )
@@ -146,13 +140,7 @@ def serve(
 
 
 def _meshes(place: Path, parameters: Sequence[str] | None) -> Meshes:
-    given = {}
-    for each in parameters or ():
-        name, separator, value = each.partition("=")
-        if not separator:
-            fail(f"--parameter {each} is not NAME=VALUE", USAGE)
-        given[name] = value
-    return meshes_of(read(place, given))
+    return meshes_of(read(place, parameters_of(parameters)))
 
 
 def _uncompilable(meshes: Meshes) -> list[Problem]:
@@ -214,33 +202,8 @@ def _fail(problems: Sequence[Problem], code: int) -> None:
     raise typer.Exit(code)
 
 
-def _addresses(option: str, values: Sequence[str] | None) -> dict[str, Address]:
-    made = {}
-    for each in values or ():
-        key, _, at = each.partition("=")
-        host, _, port = at.rpartition(":")
-        if not (key and host and port.isdecimal() and 0 < int(port) < 65_536):
-            fail(f"{option} {each} does not end with =HOST:PORT", USAGE)
-        made[key] = Address(host.strip("[]"), int(port))
-    return made
-
-
-def _port(text: str) -> int:
-    if not (text.isdecimal() and 0 < int(text) < 65_536):
-        fail(f"--app {text} does not begin with a port", USAGE)
-    return int(text)
-
-
 def _endpoints(path: Path) -> dict[str, tuple[Endpoint, ...]]:
     try:
-        given = msgspec.json.decode(path.read_bytes(), type=dict[str, list[str]])
+        return endpoints_in(path.read_bytes())
     except msgspec.DecodeError as error:
         fail(f"{path}: {error}", USAGE)
-    return {node: tuple(_endpoint(each) for each in each_of) for node, each_of in given.items()}
-
-
-def _endpoint(text: str) -> Endpoint:
-    host, separator, port = text.rpartition(":")
-    if separator and port.isdecimal() and (":" not in host or host.startswith("[")):
-        return Endpoint(host.strip("[]"), int(port))
-    return Endpoint(text.strip("[]"))

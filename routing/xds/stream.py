@@ -3,17 +3,20 @@
 Source: https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol, "Eventual consistency
 considerations": clusters, their endpoints, listeners, routes; then clusters that nothing leads to go.
 
-A type waits until the proxy has acknowledged those before it, so that no route leads to what the proxy does
-not have. Where it refuses one, those after it wait too, and it runs on with all that it had.
+Listeners and routes wait until the proxy has acknowledged clusters, secrets and endpoints, so that no route
+leads to what it does not have: Envoy acknowledges clusters when they are warm, for which it needs their
+endpoints and secrets. Where it refuses some, listeners and routes wait too, and stay as they were.
 """
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
-from routing.xds.snapshot import CLUSTERS, ENDPOINTS, ORDER, Snapshot
+from routing.xds.snapshot import CLUSTERS, ENDPOINTS, LISTENERS, ORDER, ROUTES, SECRETS, Snapshot
 from routing.xds.subscription import Response, Status, Subscription
 
+TOWARDS: Final = (CLUSTERS, SECRETS, ENDPOINTS)
+FROM: Final = (LISTENERS, ROUTES)
 SubscriptionT = TypeVar("SubscriptionT", bound=Subscription)
 
 
@@ -35,19 +38,24 @@ class Stream(Generic[SubscriptionT]):
 
     def next(self, snapshot: Snapshot) -> Response | None:
         """Return what is to be sent now, or None until the proxy says something or the snapshot changes."""
-        for kind in ORDER:
-            subscription = self._of.get(kind)
-            if subscription is None:
-                continue
-            keep = kind in {CLUSTERS, ENDPOINTS}
-            response = subscription.next(snapshot.of(kind), keep=keep)
-            if response is not None:
-                self._warm_again(response, snapshot)
-                return response
-            if subscription.waiting or subscription.refuses(snapshot.of(kind), keep=keep):
+        for kinds in (TOWARDS, FROM):
+            settled = True
+            for kind in kinds:
+                subscription = self._of.get(kind)
+                if subscription is None:
+                    continue
+                keep = kind in {CLUSTERS, ENDPOINTS}
+                response = subscription.next(snapshot.of(kind), keep=keep)
+                if response is not None:
+                    self._warm_again(response, snapshot)
+                    return response
+                settled &= not subscription.waiting and not subscription.refuses(snapshot.of(kind), keep=keep)
+            if not settled or self._lacks_endpoints(snapshot):
                 return None
-            if kind == ENDPOINTS and self._lacks_endpoints(snapshot):
-                return None
+        return self._taken_away(snapshot)
+
+    def _taken_away(self, snapshot: Snapshot) -> Response | None:
+        """Return the response that takes from the proxy what nothing leads to any more."""
         for kind in (CLUSTERS, ENDPOINTS):
             subscription = self._of.get(kind)
             if subscription is None:
@@ -76,8 +84,8 @@ class Stream(Generic[SubscriptionT]):
 
     def _lacks_endpoints(self, snapshot: Snapshot) -> bool:
         """Return whether the proxy has yet to ask for the endpoints of a cluster that it took."""
-        clusters, endpoints = self._of.get(CLUSTERS), self._of[ENDPOINTS]
-        if clusters is None:
+        clusters, endpoints = self._of.get(CLUSTERS), self._of.get(ENDPOINTS)
+        if clusters is None or endpoints is None:
             return False
         return any(
             not endpoints.wants(name) for of, name in snapshot.endpoints_of.items() if of in clusters.held

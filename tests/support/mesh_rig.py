@@ -120,14 +120,15 @@ async def envoys(
                 sds_socket=sds_socket,
             )
             made[name] = Envoy(proxy, exported(folder, snapshot, name, proxy))
-            started.append((made[name], stack.enter_context(_process(made[name]))))
+            started.append((made[name], stack.enter_context(running(made[name]))))
         for envoy, process in started:
             await envoy.ready(process)
         yield made
 
 
 @contextlib.contextmanager
-def _process(envoy: Envoy) -> Iterator[subprocess.Popen[bytes]]:
+def running(envoy: Envoy) -> Iterator[subprocess.Popen[bytes]]:
+    """Run an Envoy with its configuration until the block ends."""
     command = [str(ENVOY), "-c", str(envoy.config), "--concurrency", "1", "--disable-hot-restart"]
     command += ["--log-level", "warning", "--drain-time-s", "1"]
     with envoy.log.open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:

@@ -75,7 +75,7 @@ def _configs(
     if any(uses_sds(tls) for tls in _all_tls(of)):
         if not proxy.sds_socket:
             raise uncompilable(of.path, "spec", "has secrets of a Secret Discovery Service: give its socket")
-        clusters.append(_sds(proxy.sds_socket))
+        clusters.append(sds_cluster(proxy.sds_socket))
     return listeners, clusters
 
 
@@ -140,7 +140,8 @@ def _all_tls(of: VirtualNode | VirtualGateway) -> Sequence[ListenerTls | ClientP
     return [*offered, *[policy.tls for policy in policies if policy is not None and policy.tls is not None]]
 
 
-def _sds(socket: str) -> Config:
+def sds_cluster(socket: str) -> Config:
+    """Return the cluster of a Secret Discovery Service, which Envoy wants to be static."""
     options = packed(HttpProtocolOptions, {"explicit_http_config": {"http2_protocol_options": {}}})
     endpoint = {"endpoint": {"address": {"pipe": {"path": socket}}}}
     return {

@@ -55,7 +55,7 @@ def read(place: Path, given: Mapping[str, str]) -> Read:
     """
     found: list[Found] = []
     problems: list[Problem] = []
-    for path in _files(place):
+    for path in files_of(place):
         name = str(path.relative_to(place)) if path != place else path.name
         for each in _in_file(path, given):
             if isinstance(each, Problem):
@@ -67,7 +67,8 @@ def read(place: Path, given: Mapping[str, str]) -> Read:
     return Read(tuple(found), tuple(problems))
 
 
-def _files(place: Path) -> Sequence[Path]:
+def files_of(place: Path) -> Sequence[Path]:
+    """Return the files that are read; raises OSError."""
     if place.is_file():
         return [place]
     if not place.is_dir():

@@ -1,0 +1,258 @@
+"""The aggregated discovery service over gRPC: both variants, who may ask, limits, and the end.
+
+Source: https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol, "Aggregated Discovery Service".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final
+
+import grpc
+from envoy.service.discovery.v3 import ads_pb2_grpc
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryResponse, DiscoveryResponse, Resource
+from google.protobuf import any_pb2
+
+from routing.mesh.compile.proxy import Proxy
+from routing.xds.bootstrap import BadMetadata, proxy_of
+from routing.xds.configurations import Configurations, Unusable
+from routing.xds.identity import identity_of, may_ask
+from routing.xds.snapshot import Snapshot
+from routing.xds.stream import Stream
+from routing.xds.subscription import Delta, Response, StateOfTheWorld, Status, TooManyNames
+
+REQUEST_BYTES_MAX: Final = 4 * 2**20
+RESPONSE_BYTES_MAX: Final = 64 * 2**20
+NAMES_MAX: Final = 100_000
+FIRST_REQUEST_S: Final = 10.0
+OPTIONS: Final = (
+    ("grpc.max_receive_message_length", REQUEST_BYTES_MAX),
+    ("grpc.max_send_message_length", RESPONSE_BYTES_MAX),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.so_reuseport", 0),
+)
+
+
+class Refused(Exception):
+    """A stream that is not served: a status of gRPC, and why."""
+
+    def __init__(self, code: grpc.StatusCode, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Session:
+    """One stream of a proxy: what it runs, and the event that there is something to do."""
+
+    def __init__(self, node: str, proxy: Proxy, snapshot: Snapshot, stream: Stream[Any]) -> None:
+        self.node = node
+        self.proxy = proxy
+        self.snapshot = snapshot
+        self.stream = stream
+        self.problem = ""
+        """Why it does not have what is served now, but what was before."""
+        self.awake = asyncio.Event()
+        self.ended: Refused | None = None
+        self.closed = False
+
+    def statuses(self) -> list[Status]:
+        """Return what the proxy has, by type."""
+        return self.stream.statuses()
+
+    def next(self) -> Response | None:
+        """Return what is to be sent now; nothing once it ends."""
+        return None if self.closed else self.stream.next(self.snapshot)
+
+    def end(self, refused: Refused | None) -> None:
+        """Let the stream end, as soon as what is being sent is."""
+        self.ended = self.ended or refused
+        self.closed = True
+        self.awake.set()
+
+
+class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignore[misc]  # grpcio has no types
+    """Serves the last good configurations to the proxies that may have them."""
+
+    def __init__(
+        self, configurations: Configurations, *, trust_domain: str, mutual: bool, streams_max: int, log: Any
+    ) -> None:
+        self._configurations = configurations
+        self._trust_domain = trust_domain
+        self._mutual = mutual
+        self._streams_max = streams_max
+        self._log = log
+        self._draining = False
+        self._open = 0
+        self.sessions: set[Session] = set()
+
+    def replace(self, configurations: Configurations) -> None:
+        """Serve other configurations; a proxy that cannot be compiled for keeps what it has."""
+        self._configurations = configurations
+        for session in self.sessions:
+            try:
+                session.snapshot = configurations.of(session.node, session.proxy)
+                session.problem = ""
+            except Unusable as error:
+                session.problem = str(error)
+                self._log.warning("mesh_proxy_keeps_its_last", node=session.node, why=str(error))
+            session.awake.set()
+
+    def drain(self) -> None:
+        """End all streams: proxies run on, and ask another control plane."""
+        self._draining = True
+        for session in self.sessions:
+            session.end(Refused(grpc.StatusCode.UNAVAILABLE, "the control plane is going away"))
+
+    async def StreamAggregatedResources(  # noqa: N802  # Envoy's own
+        self, requests: AsyncIterator[Any], context: Any
+    ) -> None:
+        """Serve the state of the world."""
+
+        def take(session: Session, request: Any) -> None:
+            subscription = session.stream.of(request.type_url)
+            if subscription is not None:
+                subscription.take(request.resource_names, request.response_nonce, _error(request))
+
+        await self._serve(requests, context, StateOfTheWorld, take, _state)
+
+    async def DeltaAggregatedResources(  # noqa: N802  # Envoy's own
+        self, requests: AsyncIterator[Any], context: Any
+    ) -> None:
+        """Serve what is different."""
+
+        def take(session: Session, request: Any) -> None:
+            subscription = session.stream.of(request.type_url)
+            if subscription is not None:
+                subscription.take(
+                    request.resource_names_subscribe,
+                    request.resource_names_unsubscribe,
+                    dict(request.initial_resource_versions),
+                    request.response_nonce,
+                    _error(request),
+                )
+
+        await self._serve(requests, context, Delta, take, _difference)
+
+    async def _serve(
+        self,
+        requests: AsyncIterator[Any],
+        context: Any,
+        variant: type[StateOfTheWorld | Delta],
+        take: Callable[[Session, Any], None],
+        message: Callable[[Response], Any],
+    ) -> None:
+        self._open += 1
+        refused: Refused | None = None
+        try:
+            if self._open > self._streams_max or self._draining:
+                raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._streams_max} streams are open")  # noqa: TRY301  # one way out
+            session = await self._opened(requests, context, variant, take)
+            try:
+                await self._run(session, requests, context, take, message)
+            finally:
+                self.sessions.discard(session)
+                self._log.info("mesh_proxy_left", node=session.node)
+            refused = session.ended
+        except Refused as error:
+            refused = error
+        finally:
+            self._open -= 1
+        if refused is not None:
+            self._log.info("mesh_stream_ended", code=refused.code.name, why=str(refused))
+            await context.abort(refused.code, str(refused))
+
+    async def _opened(
+        self,
+        requests: AsyncIterator[Any],
+        context: Any,
+        variant: type[StateOfTheWorld | Delta],
+        take: Callable[[Session, Any], None],
+    ) -> Session:
+        """Take the first request, which says who asks; raises Refused."""
+        try:
+            async with asyncio.timeout(FIRST_REQUEST_S):
+                first = await anext(requests)
+        except (TimeoutError, StopAsyncIteration) as error:
+            raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "no request came") from error
+        node = first.node.id
+        if self._mutual and not may_ask(identity_of(context.auth_context()), node, self._trust_domain):
+            raise Refused(grpc.StatusCode.PERMISSION_DENIED, "the certificate does not name this node")
+        try:
+            proxy = proxy_of(first.node.metadata)
+            snapshot = self._configurations.of(node, proxy)
+        except BadMetadata as error:
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
+        except Unusable as error:
+            raise Refused(grpc.StatusCode.NOT_FOUND, str(error)) from error
+        stream: Stream[Any] = Stream(variant, names_max=NAMES_MAX)
+        session = Session(node, proxy, snapshot, stream)
+        _taken(session, first, take)
+        self.sessions.add(session)
+        self._log.info("mesh_proxy_came", node=node, variant=variant.__name__)
+        return session
+
+    async def _run(
+        self,
+        session: Session,
+        requests: AsyncIterator[Any],
+        context: Any,
+        take: Callable[[Session, Any], None],
+        message: Callable[[Response], Any],
+    ) -> None:
+        async def reads() -> None:
+            try:
+                async for request in requests:
+                    _taken(session, request, take)
+            finally:
+                session.end(None)
+
+        session.awake.set()
+        async with asyncio.TaskGroup() as tasks:
+            reading = tasks.create_task(reads())
+            while not session.closed:
+                await session.awake.wait()
+                session.awake.clear()
+                while (response := session.next()) is not None:
+                    await context.write(message(response))
+            reading.cancel()
+
+
+def _taken(session: Session, request: Any, take: Callable[[Session, Any], None]) -> None:
+    try:
+        take(session, request)
+    except TooManyNames as error:
+        session.end(Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)))
+    session.awake.set()
+
+
+def _error(request: Any) -> str | None:
+    return str(request.error_detail.message) if request.HasField("error_detail") else None
+
+
+def _state(response: Response) -> Any:
+    return DiscoveryResponse(
+        version_info=response.version,
+        type_url=response.kind,
+        nonce=response.nonce,
+        resources=[any_pb2.Any(type_url=response.kind, value=each.body) for each in response.resources],
+    )
+
+
+def _difference(response: Response) -> Any:
+    return DeltaDiscoveryResponse(
+        system_version_info=response.version,
+        type_url=response.kind,
+        nonce=response.nonce,
+        removed_resources=response.removed,
+        resources=[
+            Resource(
+                name=each.name,
+                version=each.version,
+                resource=any_pb2.Any(type_url=response.kind, value=each.body),
+            )
+            for each in response.resources
+        ],
+    )

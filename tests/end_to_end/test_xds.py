@@ -1,0 +1,260 @@
+"""Real Envoys that ask a real control plane: what changes reaches them, and no request fails for it."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import trustme
+from envoy.service.discovery.v3 import ads_pb2_grpc
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
+from typer.testing import CliRunner
+
+from commands.mesh import app
+from routing.xds.snapshot import CLUSTERS
+from routing.xds.status import Row
+from tests.support import mesh_documents as of
+from tests.support.mesh_client import Client, cart, session
+from tests.support.secret_service import certificate
+from tests.support.upstream_servers import servers
+from tests.support.xds_rig import bootstrapped, control_plane, proxied
+
+pytestmark = [pytest.mark.end_to_end]
+FRONT = "mesh/shop/virtualNode/front"
+VARIANTS = pytest.mark.parametrize("variant", ["--delta", "--no-delta"])
+BROKEN = {"path": {"regex": "("}}
+"""A match that only Envoy knows to be none."""
+
+
+def write(folder: Path, ports: dict[str, int], weights: dict[str, int], *more: of.Document) -> Path:
+    """Write a mesh whole, as an editor does: beside, and then in its place."""
+    folder.mkdir(exist_ok=True)
+    documents = cart(ports, of.route("cart", "all", weights), *more)
+    (folder / "new").write_text(json.dumps(documents))
+    (folder / "new").rename(folder / "mesh.json")
+    return folder
+
+
+def found(folder: Path, **nodes: int) -> str:
+    path = folder / "endpoints.json"
+    path.write_text(json.dumps({name: [f"127.0.0.1:{at}"] for name, at in nodes.items()}))
+    return str(path)
+
+
+class Load:
+    """Requests without an end; each answer is counted."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.seen: collections.Counter[tuple[int, str]] = collections.Counter()
+        self.last = ""
+
+    async def run(self) -> None:
+        while True:
+            status, text = await self._client.ask()
+            self.last = text.split(" ", 1)[0]
+            self.seen[status, self.last if status == 200 else text] += 1
+
+    async def until(self, name: str) -> None:
+        async with asyncio.timeout(30):
+            while self.last != name:
+                await asyncio.sleep(0.01)
+
+    async def more(self, count: int) -> None:
+        wanted = self.seen.total() + count
+        async with asyncio.timeout(30):
+            while self.seen.total() < wanted:
+                await asyncio.sleep(0.01)
+
+    def failed(self) -> dict[tuple[int, str], int]:
+        return {key: count for key, count in self.seen.items() if key[0] != 200}
+
+
+@contextlib.asynccontextmanager
+async def loaded(asking: Any, base: str) -> AsyncIterator[Load]:
+    load = Load(Client(asking, base))
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(load.run()) for _ in range(4)]
+        yield load
+        for each in running:
+            each.cancel()
+
+
+def acknowledged(rows: list[Row]) -> bool:
+    return bool(rows) and all(row.state == "ACKED" for row in rows)
+
+
+@VARIANTS
+async def test_traffic_follows_a_change_without_a_failed_request(tmp_path: Path, variant: str) -> None:
+    async with servers(3) as (one, two, three), session() as asking:
+        ports = {"v1": one.port, "v2": two.port}
+        served = write(tmp_path / "mesh", ports, {"v1": 1})
+        endpoints = found(tmp_path, v1=one.port, v2=two.port)
+        async with (
+            control_plane(tmp_path, served, "--endpoints", endpoints) as plane,
+            proxied(tmp_path, plane, FRONT, variant) as envoy,
+            loaded(asking, envoy.egress) as load,
+        ):
+            await load.until("a")
+            write(served, ports, {"v2": 1})  # a cluster that is new to it, and one that goes
+            await load.until("b")
+            write(served, ports, {"v1": 1, "v2": 1})
+            await load.until("a")
+            await plane.until(acknowledged)
+            clusters = await envoy.counter("cluster_manager.cds.update_success")
+            listeners = await envoy.counter("listener_manager.lds.update_success")
+            write(served, ports, {"v2": 1, "v1": 0})
+            found(tmp_path, v1=one.port, v2=three.port)  # endpoints alone
+            await load.until("c")
+            await load.more(200)
+            await plane.until(acknowledged)
+            assert await envoy.counter("cluster_manager.cds.update_success") == clusters
+            assert await envoy.counter("listener_manager.lds.update_success") == listeners
+            assert load.failed() == {}
+
+
+@VARIANTS
+async def test_what_envoy_refuses_is_shown_and_the_last_good_runs_on(tmp_path: Path, variant: str) -> None:
+    async with servers(2) as (one, two), session() as asking:
+        ports = {"v1": one.port, "v2": two.port}
+        served = write(tmp_path / "mesh", ports, {"v1": 1})
+        async with (
+            control_plane(tmp_path, served) as plane,
+            proxied(tmp_path, plane, FRONT, variant) as envoy,
+            loaded(asking, envoy.egress) as load,
+        ):
+            good = {row.type: row.version for row in await plane.until(acknowledged)}
+            write(served, ports, {"v2": 1}, of.route("cart", "bad", {"v2": 1}, match=BROKEN))
+            rows = await plane.until(lambda rows: any(row.state == "NACKED" for row in rows))
+            (refused,) = (row for row in rows if row.state == "NACKED")
+            assert (refused.node, refused.type) == (FRONT, "RouteConfiguration")
+            assert refused.version == good["RouteConfiguration"]
+            assert refused.error == "missing ): ("
+            said = await asyncio.to_thread(
+                CliRunner().invoke, app, ["status", "--status-socket", str(plane.socket), "--json"]
+            )
+            assert {"NACKED", "ACKED"} == {row["state"] for row in json.loads(said.stdout)}
+            await load.more(50)
+            assert load.last == "a"
+            write(served, ports, {"v2": 1})
+            await load.until("b")
+            await plane.until(acknowledged)
+            assert load.failed() == {}
+
+
+@VARIANTS
+async def test_the_control_plane_may_be_killed_and_come_again(tmp_path: Path, variant: str) -> None:
+    async with servers(2) as (one, two), session() as asking:
+        ports = {"v1": one.port, "v2": two.port}
+        served = write(tmp_path / "mesh", ports, {"v1": 1})
+        endpoints = found(tmp_path, v1=one.port, v2=two.port)
+        async with (
+            control_plane(tmp_path, served, "--endpoints", endpoints) as plane,
+            proxied(tmp_path, plane, FRONT, variant) as envoy,
+            loaded(asking, envoy.egress) as load,
+        ):
+            await plane.until(acknowledged)
+            plane.kill()
+            await load.more(100)
+            if variant == "--delta":  # the proxy says what it holds, and nothing of it goes too early
+                write(served, ports, {"v2": 1})
+            await plane.start()
+            await plane.until(acknowledged)
+            write(served, ports, {"v2": 1})
+            await load.until("b")
+            await plane.until(acknowledged)
+            await load.more(100)
+            assert load.failed() == {}
+            assert plane.stop() == 0
+            await load.more(100)
+            assert load.failed() == {}
+            await plane.start()
+
+
+async def test_a_folder_that_is_wrong_is_not_served(tmp_path: Path) -> None:
+    async with servers(2) as (one, two), session() as asking:
+        ports = {"v1": one.port, "v2": two.port}
+        served = write(tmp_path / "mesh", ports, {"v1": 1})
+        async with (
+            control_plane(tmp_path, served) as plane,
+            proxied(tmp_path, plane, FRONT) as envoy,
+            loaded(asking, envoy.egress) as load,
+        ):
+            await load.until("a")
+            write(served, ports, {"nobody": 1})
+            async with asyncio.timeout(20):
+                while "mesh_not_reloaded" not in plane.log.read_text():
+                    await asyncio.sleep(0.05)
+            await load.more(50)
+            assert load.last == "a"
+            write(served, ports, {"v2": 1})
+            await load.until("b")
+            assert load.failed() == {}
+
+
+class Files:
+    """Certificates in files."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self._folder = folder
+        self.authority = trustme.CA()
+        self.authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+        server = self.authority.issue_cert("127.0.0.1")
+        server.private_key_and_cert_chain_pem.write_to_path(str(folder / "server.pem"))
+
+    def server(self) -> list[str]:
+        return self._words(self._folder / "server.pem", self._folder / "server.pem")
+
+    def client(self, uri: str) -> list[str]:
+        made = certificate("client", self.authority, uri).tls_certificate
+        paths = self._folder / "client.pem", self._folder / "client.key"
+        paths[0].write_bytes(made.certificate_chain.inline_bytes)
+        paths[1].write_bytes(made.private_key.inline_bytes)
+        return self._words(*paths)
+
+    def _words(self, chain: Path, key: Path) -> list[str]:
+        return ["--certificate", str(chain), "--key", str(key), "--ca", str(self._folder / "ca.pem")]
+
+
+async def ends_with(plane_port: int, words: list[str], node: dict[str, Any]) -> grpc.StatusCode:
+    """Ask for a node, and return how the stream ends."""
+    chain, key, authority = [await asyncio.to_thread(Path(words[at]).read_bytes) for at in (1, 3, 5)]
+    credentials = grpc.ssl_channel_credentials(authority, key, chain)
+    async with grpc.aio.secure_channel(f"127.0.0.1:{plane_port}", credentials) as channel:
+        stub = ads_pb2_grpc.AggregatedDiscoveryServiceStub(channel)
+        call = stub.DeltaAggregatedResources(timeout=20)
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await call.write(DeltaDiscoveryRequest(type_url=CLUSTERS, node=node))
+            assert await call.read() is grpc.aio.EOF
+        return await call.code()
+
+
+async def test_a_certificate_gets_its_own_node_and_no_other(tmp_path: Path) -> None:
+    files, stranger = Files(tmp_path), Files(tmp_path / "stranger")
+    async with servers(1) as (one,), session() as asking:
+        served = write(tmp_path / "mesh", {"v1": one.port}, {"v1": 1})
+        words = [*files.server(), "--trust-domain", "shop.example"]
+        async with control_plane(tmp_path, served, *words) as plane:
+            mine = files.client(f"spiffe://shop.example/{FRONT}")
+            async with (
+                proxied(tmp_path, plane, FRONT, *mine) as envoy,
+                loaded(asking, envoy.egress) as load,
+            ):
+                await load.until("a")
+                await plane.until(acknowledged)
+            assert plane.socket.stat().st_mode & 0o077 == 0
+            envoy = bootstrapped(tmp_path, FRONT, f"127.0.0.1:{plane.port}")
+            node = json.loads(envoy.config.read_text())["node"]
+            for other in ("spiffe://shop.example/mesh/shop/virtualNode/v1", f"spiffe://else/{FRONT}"):
+                code = await ends_with(plane.port, files.client(other), node)
+                assert code is grpc.StatusCode.PERMISSION_DENIED
+            theirs = stranger.client(f"spiffe://shop.example/{FRONT}")
+            assert await ends_with(plane.port, [*theirs[:5], mine[5]], node) is grpc.StatusCode.UNAVAILABLE
