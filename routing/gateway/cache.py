@@ -40,6 +40,9 @@ class Kept(msgspec.Struct, frozen=True):
         )
 
 
+Flight = asyncio.Future[Kept | None]
+
+
 class Cache:
     """The answers that are kept, and the keys that are being asked for."""
 
@@ -48,7 +51,7 @@ class Cache:
         self._entries_max = entries_max
         self.entry_bytes_max = entry_bytes_max
         self._kept: OrderedDict[Key, Kept] = OrderedDict()
-        self._flights: dict[Key, asyncio.Future[Kept | None]] = {}
+        self._flights: dict[Key, Flight] = {}
         self.bytes = 0
 
     def __len__(self) -> int:
@@ -79,24 +82,33 @@ class Cache:
             self._drop(next(iter(self._kept)))
 
     def clear(self) -> None:
-        """Forget all: routes have changed."""
+        """Forget all, and what is being asked for: routes have changed."""
         self._kept.clear()
+        self._flights.clear()
         self.bytes = 0
 
     def _drop(self, key: Key) -> None:
         self.bytes -= self._kept.pop(key).cost()
 
-    def flight(self, key: Key) -> asyncio.Future[Kept | None] | None:
-        """Return the future of who asks for a key already, or None: then the caller does, and must `land`."""
-        under_way = self._flights.get(key)
-        if under_way is None:
-            self._flights[key] = asyncio.get_running_loop().create_future()
-        return under_way
+    def flight(self, key: Key) -> Flight | None:
+        """Return the flight of who asks for a key already, to wait for, or None: then `lead`."""
+        return self._flights.get(key)
 
-    def land(self, key: Key, kept: Kept | None) -> None:
-        """Give those who wait the answer, or None when each has to ask for itself."""
-        flight = self._flights.pop(key, None)
-        if flight is not None and not flight.done():
+    def lead(self, key: Key) -> Flight:
+        """Ask for a key on behalf of all who want it meanwhile; it must `land`."""
+        flight = self._flights[key] = asyncio.get_running_loop().create_future()
+        return flight
+
+    def land(self, key: Key, flight: Flight, kept: Kept | None) -> None:
+        """Give those who wait the answer, and keep it; without one each has to ask for itself.
+
+        What was asked for before `clear` is given to who waited for it then, and not kept.
+        """
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+            if kept is not None:
+                self.put(key, kept)
+        if not flight.done():
             flight.set_result(kept)
 
 
@@ -106,13 +118,8 @@ def key_of(route: str, target: str, owner: str, vary: list[str], headers: MultiM
 
 
 def may_look(headers: MultiMapping[str]) -> bool:
-    """Return whether a request may be answered from the cache."""
+    """Return whether a request may be answered from the cache, and its answer kept."""
     return not NEVER & _directives(headers).keys() and "Range" not in headers
-
-
-def may_store(headers: MultiMapping[str]) -> bool:
-    """Return whether the answer of a request may be kept."""
-    return "no-store" not in _directives(headers) and "Range" not in headers
 
 
 def lifetime_s(status: int, headers: MultiMapping[str], ttl_s: float, vary: list[str]) -> float:

@@ -1,7 +1,7 @@
 """Which headers go on: what is of one hop, what is ours alone, and the rules of a route.
 
-Pure. `X-Headworks-*` from outside never reaches an upstream, however it is written: some servers take `_` for
-`-`. Credentials end here: an upstream gets the passport instead.
+Pure. What ends here, `X-Headworks-*` above all, never reaches an upstream, however it is written: some
+servers take `_` for `-`. Credentials end here: an upstream gets the passport instead.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ def passed_on(headers: MultiMapping[str]) -> CIMultiDict[str]:
     kept = []
     for name, value in headers.items():
         lower = name.lower()
-        if lower not in dropped and not lower.replace("_", "-").startswith(OURS):
+        if "_" in lower:
+            lower = lower.replace("_", "-")
+        if lower not in dropped and not lower.startswith(OURS):
             kept.append((name, value))
     return CIMultiDict(kept)
 

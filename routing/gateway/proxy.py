@@ -151,13 +151,15 @@ class Gateway:
             self.under_way -= 1
             if exchange.status:
                 self._recorded(exchange)
+        if exchange.status and not response.prepared and request.transport is not None:
+            request.transport.abort()  # a head was sent before it went wrong
         if not exchange.status:
             exchange.status = response.status
             if not response.prepared:
                 dress(exchange, response.headers)
                 if "Upgrade" in headers:
                     response.force_close()  # the parser takes what follows for another protocol
-                exchange.bytes_out = _length(response)
+                exchange.bytes_out = _length(response) if request.method != "HEAD" else 0
             self._recorded(exchange)
         return response
 

@@ -7,8 +7,9 @@ off ends with its connection. Misses of one key at the same time make one reques
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol, cast
 
@@ -117,10 +118,10 @@ class Relay:
         key = caching.key_of(route.name, call.target, f"{owner}\0{exchange.tenant}", route.cache.vary, given)
         kept = self._cache.get(key, clock.monotonic_s())
         if kept is None and exchange.request.method == "GET":
-            under_way = self._cache.flight(key)
-            if under_way is None:
+            flight = self._cache.flight(key)
+            if flight is None:
                 return await self._first(exchange, prepared, call, key)
-            kept = await asyncio.shield(under_way)
+            kept = await asyncio.shield(flight)
         if kept is None:
             response, _ = await self._ask(exchange, prepared, call)
             return response
@@ -132,30 +133,34 @@ class Relay:
     ) -> web.StreamResponse:
         """Ask the upstream for all who wait for the same, and keep the answer if that is allowed."""
         kept: Kept | None = None
+        flight = self._cache.lead(key)
         try:
             for name in CONDITIONS:
                 call.headers.popall(name, None)
-            response, kept = await self._ask(exchange, prepared, call, keep=True)
-            if kept is not None and caching.may_store(exchange.request.headers):
-                self._cache.put(key, kept)
+            unkept = functools.partial(self._cache.land, key, flight, None)
+            response, kept = await self._ask(exchange, prepared, call, unkept)
         finally:
-            self._cache.land(key, kept)
+            self._cache.land(key, flight, kept)
         return response if kept is None else _of_kept(exchange, kept)
 
     async def _ask(
-        self, exchange: Exchange, prepared: Prepared, call: Call, *, keep: bool = False
+        self, exchange: Exchange, prepared: Prepared, call: Call, unkept: Callable[[], None] | None = None
     ) -> tuple[web.StreamResponse, Kept | None]:
-        """Return the upstream's answer, with what may be kept of it; raises `Refused`."""
+        """Return the upstream's answer, with what may be kept of it; raises `Refused`.
+
+        Something is kept only with `unkept`, which hears before a stream begins that this answer is not: who
+        waits for it does not wait for its reader.
+        """
         try:
             async with self._upstreams.call(prepared.route.upstream, call) as answer:
-                return await self._give_back(exchange, prepared, answer, keep=keep)
+                return await self._give_back(exchange, prepared, answer, unkept)
         except UpstreamError as error:
             raise Refused(
                 error.status, error.reason.value, str(error), retry_after_s=error.retry_after_s
             ) from error
 
     async def _give_back(
-        self, exchange: Exchange, prepared: Prepared, answer: Answer, *, keep: bool
+        self, exchange: Exchange, prepared: Prepared, answer: Answer, unkept: Callable[[], None] | None
     ) -> tuple[web.StreamResponse, Kept | None]:
         exchange.attempts, exchange.endpoint = answer.attempts, answer.endpoint
         headers = given_back(answer.headers)
@@ -166,7 +171,7 @@ class Relay:
             if length is not None and answer.status not in NO_BODY:
                 headers["Content-Length"] = str(length)
             return web.Response(status=answer.status, headers=headers), None
-        rule = prepared.route.cache if keep else None
+        rule = prepared.route.cache if unkept is not None else None
         lifetime_s = (
             caching.lifetime_s(answer.status, answer.headers, rule.ttl_s, rule.vary)
             if rule is not None
@@ -184,6 +189,8 @@ class Relay:
             return web.Response(status=answer.status, headers=headers, body=body), None
         if length is not None:
             headers["Content-Length"] = str(length)
+        if unkept is not None:
+            unkept()
         response = await self._stream(exchange, answer.status, headers, answer.chunks())
         return response, None
 

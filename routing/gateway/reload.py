@@ -55,7 +55,9 @@ class Watch:
             self.error = str(error)
         else:
             self.error = None
-            self._seen = self._signature()  # it may name other files now
+            # It may name other files now; those of before are as they were when it was read.
+            known = {each[0]: each for each in seen}
+            self._seen = tuple(known.get(each[0], each) for each in self._signature())
         self._reloaded(self.error)
 
     def _signature(self) -> tuple[tuple[str, int, int, int], ...]:

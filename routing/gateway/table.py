@@ -169,7 +169,7 @@ def split(path: str) -> list[str]:
     """Return the decoded segments of a path; raises `BadPath`."""
     if PLAIN.fullmatch(path) is not None:
         segments = path[1:].split("/")
-        if "/." in path and ("." in segments or ".." in segments):
+        if "/." in path and any(_is_dots(segment) for segment in segments):
             raise BadPath("the path has a segment . or ..")
     elif WRITTEN.fullmatch(path) is None:
         raise BadPath("the path has characters that must be percent-encoded, or begins without /")
@@ -205,6 +205,11 @@ def version_of(route: Route, default_version: str) -> str:
     return route.version or (first if VERSION.fullmatch(first) else default_version)
 
 
+def _is_dots(segment: str) -> bool:
+    """Return whether a segment is . or .., also before a `;`, from which on some servers pass over it."""
+    return segment.partition(";")[0] in {".", ".."}
+
+
 def _decoded(segment: str) -> str:
     if "%" not in segment:
         value = segment
@@ -215,7 +220,7 @@ def _decoded(segment: str) -> str:
             raise BadPath("a segment of the path is not UTF-8") from error
         if UNSAFE.search(value):
             raise BadPath("a segment of the path hides a slash, a backslash or a control character")
-    if value in {".", ".."}:
+    if _is_dots(value):
         raise BadPath("the path has a segment . or ..")
     return value
 

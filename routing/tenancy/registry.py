@@ -51,9 +51,9 @@ KEY: Final = (
 )
 USE_EVERY_S: Final = 60.0
 USED_MAX: Final = 10_000
+"""Keys whose use waits to be written; that of more is not noted until those are."""
 PLANS_MAX: Final = 100_000
 """Tenants whose plans are remembered."""
-"""Keys whose use waits to be written; that of more is not noted until those are."""
 ANYBODY_SUSPENDED: Final = """
 SELECT EXISTS (SELECT 1 FROM tenants WHERE status = 'suspended')
     OR EXISTS (SELECT 1 FROM devices WHERE status = 'suspended')

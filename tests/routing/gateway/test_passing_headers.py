@@ -48,6 +48,7 @@ def test_an_upstream_does_not_speak_for_the_gateway() -> None:
 )
 def test_credentials_and_what_the_gateway_says_anew_end_here(name: str) -> None:
     assert not passed_on(CIMultiDict({name: "x"}))
+    assert not passed_on(CIMultiDict({name.replace("-", "_"): "x"}))
 
 
 def test_lines_keep_their_number_and_order() -> None:
