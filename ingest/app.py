@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import os
 import secrets
 import socket
@@ -28,7 +27,7 @@ from ingest.supervisor import Supervisor
 from ingest.worker import Worker, WorkerContext, tls_files
 from routing.tenancy.registry import Registry, RegistryError
 from runtime import clock
-from runtime.garbage import THRESHOLDS
+from runtime.garbage import settle
 from runtime.logs import make_log
 from runtime.settings_file import SettingsError, split_bind
 from runtime.tls.material import TlsMaterialError, load
@@ -150,7 +149,6 @@ def serve(settings: Settings) -> int:
     secret = secrets.token_bytes(32)
 
     def worker_main(index: int) -> int:
-        gc.set_threshold(*THRESHOLDS)
         context = WorkerContext(index, settings, memory, secret, log.bind(worker=index))
         return uvloop.run(_run_worker(context))
 
@@ -158,8 +156,7 @@ def serve(settings: Settings) -> int:
         return asyncio.run(Admin(memory, settings).run())
 
     load_sink(settings.sink.kind)
-    gc.collect()
-    gc.freeze()  # what is made before the fork stays shared
+    settle()  # what is made before the fork stays shared
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     kind = settings.sink.kind
     log.info("starting", node=settings.node.name, workers=workers, sink=kind, compiled=is_compiled())
