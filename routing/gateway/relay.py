@@ -66,10 +66,9 @@ class Relay:
 
     async def answer(self, exchange: Exchange, prepared: Prepared) -> web.StreamResponse:
         """Return the answer; raises `Refused`."""
-        call = self._call(exchange, prepared)
-        if prepared.route.cache is not None and not call.body:
-            return await self._cached(exchange, prepared, call)
-        response, _ = await self._ask(exchange, prepared, call)
+        if prepared.route.cache is not None and not exchange.body:
+            return await self._cached(exchange, prepared)
+        response, _ = await self._ask(exchange, prepared)
         return response
 
     def _call(self, exchange: Exchange, prepared: Prepared) -> Call:
@@ -93,13 +92,9 @@ class Relay:
             headers[PASSPORT] = self._passports.issue(principal, route.upstream, clock.unix_s())
         if prepared.request_rules is not None:
             prepared.request_rules.apply(headers)
-        if not prepared.rewrites and is_plain(exchange.path):
-            target = exchange.path
-        else:
-            target = prepared.write(exchange.parameters)
         return Call(
             method=request.method,
-            target=f"{target}?{exchange.query}" if exchange.query else target,
+            target=_target(exchange, prepared),
             headers=headers,
             body=exchange.body,
             idempotent=prepared.is_repeatable(request.method, given),
@@ -108,49 +103,50 @@ class Relay:
             timeout_s=route.timeout_s,
         )
 
-    async def _cached(self, exchange: Exchange, prepared: Prepared, call: Call) -> web.StreamResponse:
+    async def _cached(self, exchange: Exchange, prepared: Prepared) -> web.StreamResponse:
         route, given, principal = prepared.route, exchange.request.headers, exchange.principal
         assert route.cache is not None
         if not caching.may_look(given):
-            response, _ = await self._ask(exchange, prepared, call)
+            response, _ = await self._ask(exchange, prepared)
             return response
         owner = f"{principal.tenant}\0{principal.name}\0{principal.fingerprint}" if principal else ""
-        key = caching.key_of(route.name, call.target, f"{owner}\0{exchange.tenant}", route.cache.vary, given)
+        target = _target(exchange, prepared)
+        key = caching.key_of(route.name, target, f"{owner}\0{exchange.tenant}", route.cache.vary, given)
         kept = self._cache.get(key, clock.monotonic_s())
         if kept is None and exchange.request.method == "GET":
             flight = self._cache.flight(key)
             if flight is None:
-                return await self._first(exchange, prepared, call, key)
+                return await self._first(exchange, prepared, key)
             kept = await asyncio.shield(flight)
         if kept is None:
-            response, _ = await self._ask(exchange, prepared, call)
+            response, _ = await self._ask(exchange, prepared)
             return response
         exchange.cached = True
         return _of_kept(exchange, kept)
 
-    async def _first(
-        self, exchange: Exchange, prepared: Prepared, call: Call, key: caching.Key
-    ) -> web.StreamResponse:
+    async def _first(self, exchange: Exchange, prepared: Prepared, key: caching.Key) -> web.StreamResponse:
         """Ask the upstream for all who wait for the same, and keep the answer if that is allowed."""
         kept: Kept | None = None
         flight = self._cache.lead(key)
         try:
-            for name in CONDITIONS:
-                call.headers.popall(name, None)
             unkept = functools.partial(self._cache.land, key, flight, None)
-            response, kept = await self._ask(exchange, prepared, call, unkept)
+            response, kept = await self._ask(exchange, prepared, unkept)
         finally:
             self._cache.land(key, flight, kept)
         return response if kept is None else _of_kept(exchange, kept)
 
     async def _ask(
-        self, exchange: Exchange, prepared: Prepared, call: Call, unkept: Callable[[], None] | None = None
+        self, exchange: Exchange, prepared: Prepared, unkept: Callable[[], None] | None = None
     ) -> tuple[web.StreamResponse, Kept | None]:
         """Return the upstream's answer, with what may be kept of it; raises `Refused`.
 
         Something is kept only with `unkept`, which hears before a stream begins that this answer is not: who
         waits for it does not wait for its reader.
         """
+        call = self._call(exchange, prepared)
+        if unkept is not None:
+            for name in CONDITIONS:  # what is kept is for others, who have not what this caller has
+                call.headers.popall(name, None)
         try:
             async with self._upstreams.call(prepared.route.upstream, call) as answer:
                 return await self._give_back(exchange, prepared, answer, unkept)
@@ -213,6 +209,15 @@ class Relay:
             exchange.refused = "upstream-broke-off" if isinstance(error, UpstreamError) else "client-gone"
             cast("Connection", exchange.request.protocol).abort()
         return response
+
+
+def _target(exchange: Exchange, prepared: Prepared) -> str:
+    """Return the path and query that the upstream is asked for."""
+    if not prepared.rewrites and is_plain(exchange.path):
+        path = exchange.path
+    else:
+        path = prepared.write(exchange.parameters)
+    return f"{path}?{exchange.query}" if exchange.query else path
 
 
 def _keep(
