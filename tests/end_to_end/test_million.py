@@ -14,6 +14,7 @@ import pytest
 pytestmark = pytest.mark.end_to_end
 
 DEVICES = 300
+AMPLE = ["--p99-ms", "30000"]  # what a machine that is busy with other work may take; the figure is `make million`'s
 SMALL = ["--devices", str(DEVICES), "--workers", "2", "--hold", "3", "--period", "1", "--keep-alive", "1"]
 
 
@@ -31,7 +32,7 @@ def million(folder: Path, *options: str, **environment: str) -> tuple[int, dict[
 
 @pytest.mark.parametrize("tls", [[], ["--tls"]], ids=["plain", "mutual TLS"])
 def test_a_small_million_keeps_its_promise_through_a_storm(tmp_path: Path, tls: list[str]) -> None:
-    code, outcome, words = million(tmp_path, *SMALL, "--storm", *tls)
+    code, outcome, words = million(tmp_path, *SMALL, *AMPLE, "--storm", *tls)
     assert code == 0, words
     assert outcome["kept"] is True
     figures = outcome["figures"]
