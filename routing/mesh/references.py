@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+import msgspec
+
+from routing.mesh.model.policies import TARGETS, Policy
 from routing.mesh.model.resources import (
     GatewayRoute,
     Mesh,
@@ -39,6 +42,7 @@ def broken(resources: Sequence[Resource]) -> Iterator[Problem]:
     for each in resources:
         for field, text, *severity in _faults(each, known):
             yield Problem("", each.path, field, text, severity[0] if severity else Severity.ERROR)
+    yield from _said_twice([each for each in resources if isinstance(each, Policy)])
 
 
 def _faults(resource: Resource, known: dict[str, Resource]) -> Iterable[Fault]:
@@ -58,6 +62,8 @@ def _faults(resource: Resource, known: dict[str, Resource]) -> Iterable[Fault]:
             return _ports([listener.port_mapping.port for listener in resource.spec.listeners or ()])
         case VirtualGateway():
             return _ports([listener.port_mapping.port for listener in resource.spec.listeners])
+        case Policy():
+            return _policy(resource, known)
         case _:
             return []
 
@@ -212,3 +218,29 @@ def service_ports(service: VirtualService, known: dict[str, Resource]) -> list[i
     if isinstance(found, (VirtualRouter, VirtualNode)):
         return [listener.port_mapping.port for listener in found.spec.listeners or ()]
     return []
+
+
+def _policy(policy: Policy, known: dict[str, Resource]) -> Iterator[Fault]:
+    if policy.target_path not in known:
+        yield "spec.target", f"there is no {policy.target_path}"
+    for member in policy.members():
+        if policy.target_kind not in TARGETS[member]:
+            yield (
+                f"spec.{_wire(policy, member)}",
+                f"is for {' and '.join(TARGETS[member])}, not {policy.target_kind}",
+            )
+
+
+def _said_twice(policies: Sequence[Policy]) -> Iterator[Problem]:
+    """Yield members that two policies set for one target."""
+    first: dict[tuple[str, str], str] = {}
+    for each in policies:
+        for member in each.members():
+            other = first.setdefault((each.target_path, member), each.path)
+            if other != each.path:
+                text = f"is set for {each.target_path} by {other} too"
+                yield Problem("", each.path, f"spec.{_wire(each, member)}", text)
+
+
+def _wire(policy: Policy, member: str) -> str:
+    return next(each.encode_name for each in msgspec.structs.fields(policy.spec) if each.name == member)

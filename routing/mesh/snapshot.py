@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
+from routing.mesh.model.policies import Policy, PolicySpec
 from routing.mesh.model.resources import (
     GatewayRoute,
     Mesh,
@@ -24,6 +25,7 @@ from routing.mesh.problem import Problem, Severity
 from routing.mesh.references import broken
 
 ResourceT = TypeVar("ResourceT", bound=Resource)
+NOTHING: Final = PolicySpec()
 
 
 class Inconsistent(Exception):
@@ -60,6 +62,7 @@ class MeshSnapshot:
                 gateway_routes[each.virtual_gateway_name].append(each)
         self._routes = {name: tuple(of) for name, of in routes.items()}
         self._gateway_routes = {name: tuple(of) for name, of in gateway_routes.items()}
+        self._policies = _policies(each for each in given if isinstance(each, Policy))
 
     def routes(self, router: str) -> tuple[Route, ...]:
         """Return the routes of a router."""
@@ -69,9 +72,21 @@ class MeshSnapshot:
         """Return the routes of a gateway."""
         return self._gateway_routes.get(gateway, ())
 
+    def policy(self, path: str) -> PolicySpec:
+        """Return what all policies say of a resource, or of the mesh."""
+        return self._policies.get(path, NOTHING)
+
 
 def _named(resources: Iterable[Resource], kind: type[ResourceT], name: str) -> Mapping[str, ResourceT]:
     return MappingProxyType({getattr(each, name): each for each in resources if isinstance(each, kind)})
+
+
+def _policies(policies: Iterable[Policy]) -> dict[str, PolicySpec]:
+    """Return the members of the policies of each target, which no two of them set."""
+    members: defaultdict[str, dict[str, Any]] = defaultdict(dict)
+    for each in policies:
+        members[each.target_path] |= {name: getattr(each.spec, name) for name in each.members()}
+    return {path: PolicySpec(**of) for path, of in members.items()}
 
 
 def _doubles(resources: Iterable[Resource]) -> Iterable[Problem]:

@@ -14,7 +14,10 @@ import pytest
 pytestmark = pytest.mark.end_to_end
 
 DEVICES = 300
-AMPLE = ["--p99-ms", "30000"]  # what a machine that is busy with other work may take; the figure is `make million`'s
+AMPLE = [
+    "--p99-ms",
+    "30000",
+]  # what a machine that is busy with other work may take; the figure is `make million`'s
 SMALL = ["--devices", str(DEVICES), "--workers", "2", "--hold", "3", "--period", "1", "--keep-alive", "1"]
 
 

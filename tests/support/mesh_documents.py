@@ -94,6 +94,10 @@ def gateway_route(
     return {"meshName": MESH, "virtualGatewayName": gateway, "gatewayRouteName": name, "spec": spec}
 
 
+def policy(name: str, target: str = "", **members: object) -> Document:
+    return {"meshName": MESH, "policyName": name, "spec": {"target": target, **members}}
+
+
 def written(folder: Path, *documents: Document) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "mesh.json").write_text(json.dumps(documents))

@@ -73,7 +73,9 @@ class Directory:
         tls = chosen.tls if chosen is not None else None
         callee = Callee(node, listener, tls, of if policy is not None else "")
         if callee.cluster not in self._clusters:
-            self._clusters[callee.cluster] = clusters.egress(callee, self._found(node), self._preference)
+            policy_of = self._snapshot.policy(node.path)
+            found = self._found(node)
+            self._clusters[callee.cluster] = clusters.egress(callee, found, self._preference, policy_of)
         return callee.cluster
 
     def only_port(self, name: str) -> int:

@@ -18,6 +18,7 @@ from routing.mesh.model.listening import (
     VirtualGatewayConnectionPool,
     VirtualNodeConnectionPool,
 )
+from routing.mesh.model.policies import PolicySpec, RetryBudget
 from routing.mesh.model.resources import VirtualNode
 from routing.mesh.model.shape import IpPreference
 from routing.mesh.model.tls import ClientPolicyTls
@@ -53,8 +54,10 @@ class Callee(msgspec.Struct, frozen=True):
         return f"{name}_{self.of}" if self.of else name
 
 
-def egress(callee: Callee, endpoints: Sequence[Endpoint] | None, preference: IpPreference | None) -> Config:
-    """Return the cluster of a callee.
+def egress(
+    callee: Callee, endpoints: Sequence[Endpoint] | None, preference: IpPreference | None, policy: PolicySpec
+) -> Config:
+    """Return the cluster of a callee, of whose node there is a `policy`.
 
     `endpoints` are those that somebody found for it; without them, its service discovery is DNS.
     `preference` is that of the mesh.
@@ -71,14 +74,14 @@ def egress(callee: Callee, endpoints: Sequence[Endpoint] | None, preference: IpP
         config["dns_lookup_family"] = FAMILY[dns.ip_preference or preference or "IPv4_PREFERRED"]
         endpoints = [Endpoint(dns.hostname)]
     config["load_assignment"] = assignment(callee, endpoints)
-    config["circuit_breakers"] = breakers(None)
+    config["circuit_breakers"] = breakers(None, policy.retry_budget)
     if listener.outlier_detection is not None:
         config["outlier_detection"] = ejection(listener.outlier_detection)
     if listener.health_check is not None:
         config["health_checks"] = [check(listener.health_check)]
-    policy = client_tls(callee.policy, listener)
-    if policy is not None:
-        config["transport_socket"] = cluster_socket(policy, mapping.protocol)
+    tls = client_tls(callee.policy, listener)
+    if tls is not None:
+        config["transport_socket"] = cluster_socket(tls, mapping.protocol)
     return config
 
 
@@ -138,8 +141,10 @@ def _cluster(name: str, protocol: str) -> Config:
     return config
 
 
-def breakers(pool: VirtualNodeConnectionPool | VirtualGatewayConnectionPool | None) -> Config:
-    """Return circuit breakers: what the pool does not limit is not limited."""
+def breakers(
+    pool: VirtualNodeConnectionPool | VirtualGatewayConnectionPool | None, budget: RetryBudget | None = None
+) -> Config:
+    """Return circuit breakers: what neither the pool nor the budget of retries limits is not limited."""
     connections = pending = requests = UNLIMITED
     if pool is not None and pool.http is not None:
         connections = pool.http.max_connections
@@ -148,12 +153,17 @@ def breakers(pool: VirtualNodeConnectionPool | VirtualGatewayConnectionPool | No
         requests = multiplexed.max_requests
     if isinstance(pool, VirtualNodeConnectionPool) and pool.tcp is not None:
         connections = pool.tcp.max_connections
-    threshold = {
+    threshold: Config = {
         "max_connections": number(connections),
         "max_pending_requests": number(pending),
         "max_requests": number(requests),
         "max_retries": number(UNLIMITED),
     }
+    if budget is not None:
+        threshold["retry_budget"] = {
+            "budget_percent": {"value": budget.percent},
+            "min_retry_concurrency": number(budget.min_retries),
+        }
     return {"thresholds": [threshold]}
 
 

@@ -1,13 +1,14 @@
-"""The `AWS::AppMesh::*` resources of a CloudFormation template."""
+"""The `AWS::AppMesh::*` resources of a CloudFormation template, and policies."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from routing.mesh.documents.intrinsics import APP_MESH, NAME_OF, Template, Unresolved
+from routing.mesh.documents.intrinsics import APP_MESH, NAME_OF, TYPES, Template, Unresolved
 from routing.mesh.documents.wire_names import as_in_the_api
-from routing.mesh.model.resources import KINDS, Resource
+from routing.mesh.model.policies import PREFIX
+from routing.mesh.model.resources import Resource
 
 
 class Draft(NamedTuple):
@@ -24,9 +25,6 @@ class Fault(NamedTuple):
     logical: str
     field: str
     text: str
-
-
-_KINDS = {f"{APP_MESH}{kind.__name__}": kind for kind in KINDS.values()}
 
 
 def is_template(document: Any) -> bool:
@@ -46,12 +44,12 @@ def drafts_of(document: Mapping[str, Any], given: Mapping[str, str]) -> Iterator
         elif name == "AWS::CloudFormation::Stack":
             text = "a nested stack is not read: give its template beside this one"
             yield Fault(logical, "Properties.TemplateURL", text)
-        elif name.startswith(APP_MESH):
+        elif name.startswith((APP_MESH, PREFIX)):
             yield from _draft(template, logical, name, resource)
 
 
 def _draft(template: Template, logical: str, name: str, resource: dict[str, Any]) -> Iterator[Draft | Fault]:
-    if name not in _KINDS:
+    if name not in TYPES:
         yield Fault(logical, "Type", f"there is no {name}")
         return
     try:
@@ -62,4 +60,4 @@ def _draft(template: Template, logical: str, name: str, resource: dict[str, Any]
     except Unresolved as error:
         yield Fault(logical, error.path or "Condition", str(error))
         return
-    yield Draft(logical, _KINDS[name], as_in_the_api(properties, _KINDS[name]))
+    yield Draft(logical, TYPES[name], as_in_the_api(properties, TYPES[name]))

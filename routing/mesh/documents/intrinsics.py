@@ -10,14 +10,18 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from routing.mesh.model.resources import KINDS
+from routing.mesh.model.policies import PREFIX, READ
 
 DEPTH_MAX: Final = 100
 NO_VALUE: Final = object()
 """What `AWS::NoValue` is: the property is not there."""
 PSEUDO: Final = {"AWS::Partition": "aws", "AWS::URLSuffix": "amazonaws.com"}
 APP_MESH: Final = "AWS::AppMesh::"
-NAME_OF: Final = {f"{APP_MESH}{kind.__name__}": f"{kind.__name__}Name" for kind in KINDS.values()}
+TYPES: Final = {
+    f"{PREFIX if name == 'policy' else APP_MESH}{kind.__name__}": kind for name, kind in READ.items()
+}
+"""The resources by their type in a template."""
+NAME_OF: Final = {name: f"{kind.__name__}Name" for name, kind in TYPES.items()}
 _HOLE: Final = re.compile(r"\$\{(!?)([^}]*)\}")
 
 
@@ -148,7 +152,7 @@ class Template:
 
     def _arn(self, logical: str) -> str:
         """Return an ARN that ends as that of the service would."""
-        kind = self.resources[logical]["Type"].removeprefix(APP_MESH)
+        kind = self.resources[logical]["Type"].rpartition("::")[2]
         mesh = self.name(logical) if kind == "Mesh" else self.attribute([logical, "MeshName"])
         end = "" if kind == "Mesh" else f"/{kind[0].lower()}{kind[1:]}/{self.name(logical)}"
         partition, region, account = (

@@ -1,4 +1,4 @@
-"""Files with App Mesh resources: whatever is there is read, and what is not understood is named.
+"""Files with App Mesh resources and policies: whatever is there is read, and what is not understood is named.
 
 A file is a CloudFormation template, the output of `aws appmesh describe-*`, or the input of
 `aws appmesh create-*` (`--cli-input-json`); JSON or YAML, one of them or a list.
@@ -15,7 +15,8 @@ import msgspec
 from routing.mesh.documents import cloudformation
 from routing.mesh.documents.text import Unreadable, documents_in
 from routing.mesh.documents.wire_names import member_names
-from routing.mesh.model.resources import KINDS, Resource
+from routing.mesh.model.policies import READ
+from routing.mesh.model.resources import Resource
 from routing.mesh.problem import Problem, Severity
 
 SUFFIXES: Final = {".json", ".yaml", ".yml", ".template"}
@@ -30,6 +31,7 @@ _BY_NAME: Final = (
     "virtualNode",
     "virtualRouter",
     "virtualGateway",
+    "policy",
     "mesh",
 )
 
@@ -127,20 +129,20 @@ def _in_answer(document: dict[str, Any]) -> Iterator[Resource | Problem]:
         text = f"{document['apiVersion']} {document.get('kind')} of Kubernetes is not supported"
         yield Problem("", name, "apiVersion", text, Severity.UNSUPPORTED)
         return
-    wrapped = [name for name in document if name in KINDS and isinstance(document[name], dict)]
+    wrapped = [name for name in document if name in READ and isinstance(document[name], dict)]
     for kind in wrapped:
-        yield _converted(document[kind], KINDS[kind], kind)
+        yield _converted(document[kind], READ[kind], kind)
     if wrapped:
         return
     named = next((kind for kind in _BY_NAME if f"{kind}Name" in document), None)
     if named is not None and ("spec" in document or named == "mesh"):
-        yield _converted(document, KINDS[named], named)
+        yield _converted(document, READ[named], named)
     elif "spec" in document and "apiVersion" not in document:
         text = (
             "a spec without names, which were options of the AWS CLI: add meshName and those of the resource"
         )
         yield Problem("", "", "spec", text, Severity.UNSUPPORTED)
-    elif listed := [key for key in document if str(key).removesuffix("s") in KINDS or key == "meshes"]:
+    elif listed := [key for key in document if str(key).removesuffix("s") in READ or key == "meshes"]:
         text = f"a list of {listed[0]} has no spec: describe each"
         yield Problem("", "", str(listed[0]), text, Severity.UNSUPPORTED)
 

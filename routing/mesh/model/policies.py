@@ -1,0 +1,75 @@
+"""Policies: what App Mesh never had, said beside its resources, which stay as they are.
+
+A policy is of the mesh, or of one resource in it. Several may have one target, but no two of them set the
+same member there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Final
+
+import msgspec
+
+from routing.mesh.model.resources import KINDS, Resource
+from routing.mesh.model.shape import ResourceName, Shape
+
+PREFIX: Final = "Headworks::Mesh::"
+"""Of the type of a policy in a CloudFormation template."""
+Target = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^(|virtualNode/[^/]+|virtualGateway/[^/]+(/gatewayRoute/[^/]+)?|virtualRouter/[^/]+/route/[^/]+)$"
+    ),
+]
+
+
+class RetryBudget(Shape, frozen=True, kw_only=True):
+    """How many of the requests to a node may be retries at a time, at each of its callers."""
+
+    percent: Annotated[float, msgspec.Meta(gt=0, le=100)] = 20.0
+    min_retries: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 3
+    """What is always allowed, however few requests there are."""
+
+
+class PolicySpec(Shape, frozen=True, kw_only=True):
+    """What a policy says, and of what: the end of a path, `virtualNode/cart`; of the mesh if empty."""
+
+    target: Target = ""
+    retry_budget: RetryBudget | None = None
+
+
+TARGETS: Final[dict[str, tuple[str, ...]]] = {
+    "retry_budget": ("virtualNode",),
+}
+"""Which kinds of target may have a member."""
+
+
+class Policy(Resource, frozen=True, kw_only=True):
+    """A policy."""
+
+    policy_name: ResourceName
+    spec: PolicySpec
+
+    @property
+    def path(self) -> str:
+        """The end of an ARN, as the resources of App Mesh have it."""
+        return f"mesh/{self.mesh_name}/policy/{self.policy_name}"
+
+    @property
+    def target_path(self) -> str:
+        """The path of what it is of."""
+        return f"mesh/{self.mesh_name}/{self.spec.target}".rstrip("/")
+
+    @property
+    def target_kind(self) -> str:
+        """The kind of what it is of."""
+        return self.spec.target.split("/")[-2] if self.spec.target else "mesh"
+
+    def members(self) -> Iterator[str]:
+        """Yield what it sets."""
+        return (name for name in TARGETS if getattr(self.spec, name) is not None)
+
+
+READ: Final[dict[str, type[Resource]]] = {**KINDS, "policy": Policy}
+"""All resources that documents may have, by the member that wraps each."""
