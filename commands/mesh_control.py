@@ -31,7 +31,8 @@ from routing.mesh.compile.messages import as_json
 from routing.mesh.compile.proxy import Proxy
 from routing.xds.bootstrap import ClientTls
 from routing.xds.bootstrap import bootstrap as bootstrap_of
-from routing.xds.process import ServerTls, StartError, Terms, serve
+from routing.xds.plane import ServerTls, StartError, Terms
+from routing.xds.process import Place, serve
 from routing.xds.status import Unreachable, fetched
 from runtime.logs import make_log
 
@@ -95,9 +96,6 @@ def xds(
     address_of("--bind", bind)
     files = _files(certificate, key, authority)
     terms = Terms(
-        place=place,
-        parameters=parameters_of(parameters),
-        endpoints=endpoints,
         bind=bind,
         tls=None if files is None else ServerTls(certificate=files[0], key=files[1], authority=files[2]),
         trust_domain=trust_domain,
@@ -105,7 +103,9 @@ def xds(
         status_socket=status_socket,
     )
     try:
-        asyncio.run(serve(terms, make_log("info", "auto")))
+        asyncio.run(
+            serve(Place(place, parameters_of(parameters), endpoints), terms, make_log("info", "auto"))
+        )
     except StartError as error:
         fail(str(error))
 

@@ -1,54 +1,88 @@
-"""The meshes that are served: the last good ones of a folder, and what each proxy runs of them."""
+"""The meshes that are served, and what each proxy runs of them.
+
+Endpoints come and go by the minute, and the rest by the day: where endpoints alone change, a proxy is not
+compiled again, and only the endpoints of the callees that are concerned are made.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import msgspec
+from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
 
+from routing.mesh.compile.clusters import Callee, assignment
 from routing.mesh.compile.node import compiled
 from routing.mesh.compile.proxy import Endpoint, Proxy
 from routing.mesh.compile.uncompilable import Uncompilable
 from routing.mesh.documents.reading import files_of, read
-from routing.mesh.meshes import meshes_of
+from routing.mesh.meshes import Meshes, meshes_of
 from routing.mesh.model.resources import VirtualGateway, VirtualNode
 from routing.mesh.problem import Severity
 from routing.mesh.snapshot import MeshSnapshot
 from routing.xds.resources import snapshot_of
 from routing.xds.snapshot import Dangling, Snapshot
 
+Endpoints: TypeAlias = Mapping[str, tuple[Endpoint, ...]]
+"""Endpoints by the path of their node."""
+
 
 class Unusable(Exception):
     """These resources cannot be served; the text says why."""
 
 
-class Configurations(msgspec.Struct, frozen=True):
-    """The meshes of one reading of a folder."""
+class Served(msgspec.Struct, frozen=True, weakref=True):
+    """What a proxy runs, and the callees whose endpoints are in it, by the name of their cluster."""
 
-    meshes: Mapping[str, MeshSnapshot]
-    endpoints: Mapping[str, tuple[Endpoint, ...]]
+    snapshot: Snapshot
+    callees: Mapping[str, Callee]
 
-    def of(self, node: str, proxy: Proxy) -> Snapshot:
+    def with_endpoints(self, endpoints: Endpoints, changed: frozenset[str]) -> Served:
+        """Return it after the endpoints of the nodes `changed` did."""
+        made = [
+            ClusterLoadAssignment(**assignment(callee, endpoints[callee.node.path]))
+            for callee in self.callees.values()
+            if callee.node.path in changed
+        ]
+        return Served(self.snapshot.with_endpoints(made), self.callees) if made else self
+
+
+class Configurations:
+    """The meshes by name, and the endpoints that were found for their nodes."""
+
+    def __init__(self, meshes: Mapping[str, MeshSnapshot], endpoints: Endpoints) -> None:
+        self.meshes = meshes
+        self.endpoints = endpoints
+        self._by_mesh = {
+            name: {
+                node.virtual_node_name: endpoints[node.path]
+                for node in mesh.nodes.values()
+                if node.path in endpoints
+            }
+            for name, mesh in meshes.items()
+        }
+
+    def of(self, node: str, proxy: Proxy) -> Served:
         """Return what the proxy of a node runs; raises Unusable."""
-        for snapshot in self.meshes.values():
-            proxied: list[VirtualNode | VirtualGateway] = [
-                *snapshot.nodes.values(),
-                *snapshot.gateways.values(),
-            ]
-            for each in proxied:
-                if each.path == node:
-                    return self._compiled(snapshot, each, proxy)
-        raise Unusable(f"there is no {node}")
-
-    def _compiled(self, mesh: MeshSnapshot, of: VirtualNode | VirtualGateway, proxy: Proxy) -> Snapshot:
-        given = msgspec.structs.replace(proxy, endpoints=dict(self.endpoints))
+        mesh, found = self._found(node)
+        given = msgspec.structs.replace(proxy, endpoints=self._by_mesh[mesh.mesh.mesh_name])
         try:
-            return snapshot_of(compiled(mesh, of, given))
+            made = compiled(mesh, found, given)
+            return Served(snapshot_of(made), made.callees)
         except Uncompilable as error:
             raise Unusable("; ".join(str(problem) for problem in error.problems)) from error
         except Dangling as error:
-            raise Unusable(f"{of.path}: {error}") from error
+            raise Unusable(f"{node}: {error}") from error
+
+    def _found(self, node: str) -> tuple[MeshSnapshot, VirtualNode | VirtualGateway]:
+        for mesh in self.meshes.values():
+            for kind, of in (("virtualNode", mesh.nodes), ("virtualGateway", mesh.gateways)):
+                found = of.get(node.removeprefix(f"{mesh.mesh.path}/{kind}/"))
+                if found is not None and found.path == node:
+                    return mesh, found
+        raise Unusable(f"there is no {node}")
 
 
 def signature(*places: Path) -> str:
@@ -63,17 +97,31 @@ def signature(*places: Path) -> str:
     return "|".join(parts)
 
 
-def loaded(place: Path, parameters: Mapping[str, str], endpoints: Path | None) -> Configurations:
+def loaded(place: Path, parameters: Mapping[str, str]) -> Mapping[str, MeshSnapshot]:
     """Read a folder; raises Unusable where there is an error in it: all of it is served, or nothing."""
     try:
-        meshes = meshes_of(read(place, parameters))
-        found = {} if endpoints is None else endpoints_in(endpoints.read_bytes())
-    except (OSError, msgspec.DecodeError) as error:
+        return usable(meshes_of(read(place, parameters)))
+    except OSError as error:
         raise Unusable(str(error)) from error
+
+
+def usable(meshes: Meshes) -> Mapping[str, MeshSnapshot]:
+    """Return meshes without an error; raises Unusable."""
     errors = [str(problem) for problem in meshes.problems if problem.severity is Severity.ERROR]
     if errors:
         raise Unusable("; ".join(errors))
-    return Configurations(meshes.snapshots, found)
+    return meshes.snapshots
+
+
+def found_in(file: Path, meshes: Mapping[str, MeshSnapshot]) -> Endpoints:
+    """Return the endpoints of a file, whose nodes are paths, or names in every mesh; raises Unusable."""
+    try:
+        given = endpoints_in(file.read_bytes())
+    except (OSError, msgspec.DecodeError) as error:
+        raise Unusable(f"{file}: {error}") from error
+    paths = [node for mesh in meshes.values() for node in mesh.nodes.values()]
+    by_name = {node.path: given[node.virtual_node_name] for node in paths if node.virtual_node_name in given}
+    return by_name | {node.path: given[node.path] for node in paths if node.path in given}
 
 
 def endpoints_in(body: bytes) -> dict[str, tuple[Endpoint, ...]]:

@@ -1,4 +1,4 @@
-"""The control plane as a process: reads a folder, serves it, reads it again when it changes, and ends.
+"""The control plane over a folder as a process: reads it, serves it, reads it again when it changes.
 
 A folder that is wrong is not served: the last good one is, and the log says once what is wrong.
 """
@@ -6,152 +6,78 @@ A folder that is wrong is not served: the last good one is, and the log says onc
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import grpc
 import msgspec
-from envoy.service.discovery.v3 import ads_pb2_grpc
-from envoy.service.status.v3 import csds_pb2_grpc
 
-from routing.xds.configurations import Configurations, Unusable, loaded, signature
-from routing.xds.server import OPTIONS, Discovery
-from routing.xds.status import ClientStatus
+from routing.mesh.snapshot import MeshSnapshot
+from routing.xds.configurations import Endpoints, Unusable, found_in, loaded, signature
+from routing.xds.plane import ControlPlane, StartError, Terms
 
 POLL_S: Final = 0.25
-DRAIN_S: Final = 5.0
-LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 
 
-class StartError(Exception):
-    """The control plane cannot start; the text says why."""
+class Place(msgspec.Struct, frozen=True):
+    """A folder of resources, values for its templates, and a file of endpoints."""
 
-
-class ServerTls(msgspec.Struct, frozen=True):
-    """The files of the control plane: its own, and the authority of proxies' certificates."""
-
-    certificate: Path
-    key: Path
-    authority: Path
-
-
-class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """What is served, where, and to whom."""
-
-    place: Path
+    folder: Path
     parameters: Mapping[str, str]
     endpoints: Path | None
-    bind: str
-    tls: ServerTls | None
-    trust_domain: str
-    streams_max: int
-    status_socket: Path
+
+    def signatures(self) -> tuple[str, str]:
+        """Return what changes when a resource does, and when endpoints do."""
+        return signature(self.folder), "" if self.endpoints is None else signature(self.endpoints)
+
+    def meshes(self) -> Mapping[str, MeshSnapshot]:
+        """Read the folder; raises Unusable."""
+        return loaded(self.folder, self.parameters)
+
+    def found(self, meshes: Mapping[str, MeshSnapshot]) -> Endpoints:
+        """Read the endpoints; raises Unusable."""
+        return {} if self.endpoints is None else found_in(self.endpoints, meshes)
 
 
-async def serve(terms: Terms, log: Any) -> None:
+async def serve(place: Place, terms: Terms, log: Any) -> None:
     """Serve until SIGTERM or SIGINT; raises StartError."""
-    seen = _signature(terms)
-    try:
-        discovery = Discovery(
-            _loaded(terms),
-            trust_domain=terms.trust_domain,
-            mutual=terms.tls is not None,
-            streams_max=terms.streams_max,
-            log=log,
-        )
-    except Unusable as error:
-        raise StartError(str(error)) from error
     ending = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, ending.set)
-    status = _status_server(terms.status_socket, discovery)
-    server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=terms.streams_max + 1)
-    ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(discovery, server)
-    _listen(server, terms)
+    seen = place.signatures()
     try:
-        await status.start()
-        await server.start()
-        log.info("mesh_control_plane_started", bind=terms.bind)
+        meshes = place.meshes()
+        endpoints = place.found(meshes)
+    except Unusable as error:
+        raise StartError(str(error)) from error
+    plane = ControlPlane(terms, log)
+    await plane.replace(meshes, endpoints)
+    await plane.start()
+    try:
         async with asyncio.TaskGroup() as tasks:
-            reloads = tasks.create_task(_reload(terms, discovery, seen, log))
+            reloads = tasks.create_task(_reload(place, plane, seen, log))
             await ending.wait()
             reloads.cancel()
-        discovery.drain()
     finally:
-        await server.stop(DRAIN_S)
-        await status.stop(None)
-        terms.status_socket.unlink(missing_ok=True)
-    log.info("mesh_control_plane_stopped")
+        await plane.stop()
 
 
-def _listen(server: grpc.aio.Server, terms: Terms) -> None:
-    host = terms.bind.rpartition(":")[0]
-    if terms.tls is None and host not in LOOPBACK:
-        raise StartError(f"{terms.bind} is not on loopback: give --certificate, --key and --ca")
-    try:
-        if terms.tls is None:
-            server.add_insecure_port(terms.bind)
-        else:
-            server.add_secure_port(terms.bind, _credentials(terms.tls))
-    except (RuntimeError, OSError) as error:
-        raise StartError(f"cannot listen on {terms.bind}: {error}") from error
-
-
-def _credentials(tls: ServerTls) -> grpc.ServerCredentials:
-    """Return credentials that ask for a client's certificate, and are read again when a file changes."""
-    files = (tls.certificate, tls.key, tls.authority)
-    seen = ""
-
-    def configuration() -> Any:
-        nonlocal seen
-        now = "|".join(str(path.stat().st_mtime_ns) for path in files)
-        if now == seen:
-            return None
-        certificate, key, authority = (path.read_bytes() for path in files)
-        seen = now
-        return grpc.ssl_server_certificate_configuration([(key, certificate)], authority)
-
-    first = configuration()
-    return grpc.dynamic_ssl_server_credentials(first, configuration, require_client_authentication=True)
-
-
-def _status_server(socket: Path, discovery: Discovery) -> grpc.aio.Server:
-    """Return a server on a Unix socket that only its owner may connect to."""
-    server = grpc.aio.server()
-    csds_pb2_grpc.add_ClientStatusDiscoveryServiceServicer_to_server(ClientStatus(discovery), server)
-    socket.unlink(missing_ok=True)
-    before = os.umask(0o177)
-    try:
-        server.add_insecure_port(f"unix:{socket}")
-    except RuntimeError as error:
-        raise StartError(f"cannot listen on {socket}: {error}") from error
-    finally:
-        os.umask(before)
-    return server
-
-
-async def _reload(terms: Terms, discovery: Discovery, seen: str, log: Any) -> None:
+async def _reload(place: Place, plane: ControlPlane, seen: tuple[str, str], log: Any) -> None:
     """Serve what the folder has, once it stays the same for a moment: files are written one after another."""
     before = seen
     while True:
         await asyncio.sleep(POLL_S)
-        now = await asyncio.to_thread(_signature, terms)
+        now = await asyncio.to_thread(place.signatures)
         if now == before and now != seen:
-            seen = now
             try:
-                discovery.replace(await asyncio.to_thread(_loaded, terms))
+                if now[0] == seen[0]:
+                    await plane.replace_endpoints(await asyncio.to_thread(place.found, plane.meshes))
+                else:
+                    meshes = await asyncio.to_thread(place.meshes)
+                    await plane.replace(meshes, await asyncio.to_thread(place.found, meshes))
                 log.info("mesh_reloaded")
             except Unusable as error:
                 log.warning("mesh_not_reloaded", why=str(error))
+            seen = now
         before = now
-
-
-def _signature(terms: Terms) -> str:
-    return signature(terms.place, *([] if terms.endpoints is None else [terms.endpoints]))
-
-
-def _loaded(terms: Terms) -> Configurations:
-    return loaded(terms.place, terms.parameters, terms.endpoints)

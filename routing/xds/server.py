@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
+from weakref import WeakValueDictionary
 
 import grpc
+import msgspec
 from envoy.service.discovery.v3 import ads_pb2_grpc
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryResponse, DiscoveryResponse, Resource
 from google.protobuf import any_pb2
 
 from routing.mesh.compile.proxy import Proxy
 from routing.xds.bootstrap import BadMetadata, proxy_of
-from routing.xds.configurations import Configurations, Unusable
+from routing.xds.configurations import Configurations, Served, Unusable
 from routing.xds.identity import identity_of, may_ask
-from routing.xds.snapshot import Snapshot
 from routing.xds.stream import Stream
 from routing.xds.subscription import Delta, Response, StateOfTheWorld, Status, TooManyNames
 
@@ -36,6 +37,10 @@ OPTIONS: Final = (
 )
 
 
+Key: TypeAlias = tuple[str, bytes]
+"""A node, and where its proxy stands: those that have both in common run the same."""
+
+
 class Refused(Exception):
     """A stream that is not served: a status of gRPC, and why."""
 
@@ -47,10 +52,10 @@ class Refused(Exception):
 class Session:
     """One stream of a proxy: what it runs, and the event that there is something to do."""
 
-    def __init__(self, node: str, proxy: Proxy, snapshot: Snapshot, stream: Stream[Any]) -> None:
+    def __init__(self, node: str, proxy: Proxy, served: Served, stream: Stream[Any]) -> None:
         self.node = node
         self.proxy = proxy
-        self.snapshot = snapshot
+        self.served = served
         self.stream = stream
         self.problem = ""
         """Why it does not have what is served now, but what was before."""
@@ -64,7 +69,7 @@ class Session:
 
     def next(self) -> Response | None:
         """Return what is to be sent now; nothing once it ends."""
-        return None if self.closed else self.stream.next(self.snapshot)
+        return None if self.closed else self.stream.next(self.served.snapshot)
 
     def end(self, refused: Refused | None) -> None:
         """Let the stream end, as soon as what is being sent is."""
@@ -86,19 +91,47 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
         self._log = log
         self._draining = False
         self._open = 0
+        self._shared: WeakValueDictionary[Key, Served] = WeakValueDictionary()
         self.sessions: set[Session] = set()
 
-    def replace(self, configurations: Configurations) -> None:
+    async def replace(self, configurations: Configurations) -> None:
         """Serve other configurations; a proxy that cannot be compiled for keeps what it has."""
         self._configurations = configurations
-        for session in self.sessions:
+        self._shared.clear()
+        for session in tuple(self.sessions):
             try:
-                session.snapshot = configurations.of(session.node, session.proxy)
+                session.served = self._of(session.node, session.proxy)
                 session.problem = ""
             except Unusable as error:
                 session.problem = str(error)
                 self._log.warning("mesh_proxy_keeps_its_last", node=session.node, why=str(error))
             session.awake.set()
+            await asyncio.sleep(0)  # proxies are served meanwhile
+
+    async def replace_endpoints(self, configurations: Configurations, changed: frozenset[str]) -> None:
+        """Serve configurations in which only the endpoints of the nodes `changed` are others."""
+        self._configurations = configurations
+        after: dict[int, tuple[Served, Served]] = {}
+        for session in tuple(self.sessions):
+            before = session.served
+            if id(before) not in after:
+                after[id(before)] = before, before.with_endpoints(configurations.endpoints, changed)
+                await asyncio.sleep(0)  # proxies are served meanwhile
+            _, served = after[id(before)]
+            if served is before:
+                continue
+            session.served = served
+            if not session.problem:
+                self._shared[_key(session.node, session.proxy)] = served
+            session.awake.set()
+
+    def _of(self, node: str, proxy: Proxy) -> Served:
+        """Return what a proxy runs, shared by those that run the same; raises Unusable."""
+        key = _key(node, proxy)
+        served = self._shared.get(key)
+        if served is None:
+            served = self._shared[key] = self._configurations.of(node, proxy)
+        return served
 
     def drain(self) -> None:
         """End all streams: proxies run on, and ask another control plane."""
@@ -182,13 +215,13 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
             raise Refused(grpc.StatusCode.PERMISSION_DENIED, "the certificate does not name this node")
         try:
             proxy = proxy_of(first.node.metadata)
-            snapshot = self._configurations.of(node, proxy)
+            served = self._of(node, proxy)
         except BadMetadata as error:
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
         except Unusable as error:
             raise Refused(grpc.StatusCode.NOT_FOUND, str(error)) from error
         stream: Stream[Any] = Stream(variant, names_max=NAMES_MAX)
-        session = Session(node, proxy, snapshot, stream)
+        session = Session(node, proxy, served, stream)
         _taken(session, first, take)
         self.sessions.add(session)
         self._log.info("mesh_proxy_came", node=node, variant=variant.__name__)
@@ -218,6 +251,10 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
                 while (response := session.next()) is not None:
                     await context.write(message(response))
             reading.cancel()
+
+
+def _key(node: str, proxy: Proxy) -> Key:
+    return node, msgspec.json.encode(proxy)
 
 
 def _taken(session: Session, request: Any, take: Callable[[Session, Any], None]) -> None:

@@ -5,6 +5,7 @@ Source: https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol, "Reso
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -66,6 +67,14 @@ class Snapshot:
     def of(self, kind: str) -> Resources:
         """Return the resources of a type by name; none of a type that is not served."""
         return self._of.get(kind, {})
+
+    def with_endpoints(self, messages: Iterable[Any]) -> Snapshot:
+        """Return it with other endpoints of clusters that it has."""
+        changed = _resources(ENDPOINTS, messages)
+        assert set(changed) <= set(self._of[ENDPOINTS])
+        made = copy.copy(self)
+        made._of = {**self._of, ENDPOINTS: MappingProxyType({**self._of[ENDPOINTS], **changed})}
+        return made
 
     def _follow(self, kind: str, references: set[tuple[str, str]]) -> None:
         for source, name in sorted(references):

@@ -41,6 +41,8 @@ class Directory:
         self._proxy = proxy
         self._default = default
         self._clusters: dict[str, Config] = {}
+        self.callees: dict[str, Callee] = {}
+        """Those whose endpoints were given, by the name of their cluster."""
 
     @property
     def clusters(self) -> list[Config]:
@@ -75,6 +77,8 @@ class Directory:
         if callee.cluster not in self._clusters:
             policy_of = self._snapshot.policy(node.path)
             found = self._found(node)
+            if found is not None:
+                self.callees[callee.cluster] = callee
             self._clusters[callee.cluster] = clusters.egress(callee, found, self._preference, policy_of)
         return callee.cluster
 

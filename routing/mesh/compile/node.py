@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -15,7 +15,7 @@ from envoy.extensions.resource_monitors.downstream_connections.v3.downstream_con
 from envoy.extensions.upstreams.http.v3.http_protocol_options_pb2 import HttpProtocolOptions
 
 from routing.mesh.compile.called import Directory
-from routing.mesh.compile.clusters import CONNECT_TIMEOUT_MS, HTTP_OPTIONS
+from routing.mesh.compile.clusters import CONNECT_TIMEOUT_MS, HTTP_OPTIONS, Callee
 from routing.mesh.compile.gateway import bootstrap_extension, gateway
 from routing.mesh.compile.inbound import inbound
 from routing.mesh.compile.messages import Config, Message, address, extension, milliseconds, packed
@@ -39,18 +39,21 @@ class Compiled(msgspec.Struct, frozen=True):
     mesh: str
     listeners: tuple[Message, ...]
     clusters: tuple[Message, ...]
+    callees: Mapping[str, Callee]
+    """Whose endpoints were given, by the name of their cluster."""
 
 
 def compiled(snapshot: MeshSnapshot, of: VirtualNode | VirtualGateway, proxy: Proxy) -> Compiled:
     """Return the configuration of the proxy of a node or a gateway; raises Uncompilable."""
     _refuse_unsupported(snapshot, of)
     try:
-        listeners, clusters = _configs(snapshot, of, proxy)
+        listeners, clusters, callees = _configs(snapshot, of, proxy)
         return Compiled(
             id=of.path,
             mesh=snapshot.mesh.mesh_name,
             listeners=tuple(Listener(**config) for config in listeners),
             clusters=tuple(Cluster(**config) for config in clusters),
+            callees=callees,
         )
     except ValueError as error:  # App Mesh's numbers have fewer limits than Envoy's
         raise uncompilable(of.path, "spec", f"has, or leads to, what Envoy cannot take: {error}") from error
@@ -58,8 +61,8 @@ def compiled(snapshot: MeshSnapshot, of: VirtualNode | VirtualGateway, proxy: Pr
 
 def _configs(
     snapshot: MeshSnapshot, of: VirtualNode | VirtualGateway, proxy: Proxy
-) -> tuple[list[Config], list[Config]]:
-    """Return the listeners and the clusters of a proxy."""
+) -> tuple[list[Config], list[Config], Mapping[str, Callee]]:
+    """Return the listeners and the clusters of a proxy, and the callees whose endpoints were given."""
     defaults = of.spec.backend_defaults
     directory = Directory(snapshot, proxy, defaults.client_policy if defaults is not None else None)
     if isinstance(of, VirtualGateway):
@@ -76,7 +79,7 @@ def _configs(
         if not proxy.sds_socket:
             raise uncompilable(of.path, "spec", "has secrets of a Secret Discovery Service: give its socket")
         clusters.append(sds_cluster(proxy.sds_socket))
-    return listeners, clusters
+    return listeners, clusters, directory.callees
 
 
 def static(made: Compiled, proxy: Proxy) -> Message:

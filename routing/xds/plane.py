@@ -1,0 +1,152 @@
+"""The control plane: who may ask where, what is served, and what changes of it.
+
+Whoever knows meshes or endpoints, such as a folder or an API, tells it; it tells the proxies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import msgspec
+from envoy.service.discovery.v3 import ads_pb2_grpc
+from envoy.service.status.v3 import csds_pb2_grpc
+
+from routing.mesh.snapshot import MeshSnapshot
+from routing.xds.configurations import Configurations, Endpoints
+from routing.xds.server import OPTIONS, Discovery
+from routing.xds.status import ClientStatus
+
+DRAIN_S: Final = 5.0
+LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
+
+
+class StartError(Exception):
+    """The control plane cannot start; the text says why."""
+
+
+class ServerTls(msgspec.Struct, frozen=True):
+    """The files of the control plane: its own, and the authority of proxies' certificates."""
+
+    certificate: Path
+    key: Path
+    authority: Path
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """Where it is served, and to whom."""
+
+    bind: str
+    tls: ServerTls | None
+    trust_domain: str
+    streams_max: int
+    status_socket: Path
+
+
+class ControlPlane:
+    """Serves meshes to proxies. Changes are made one after another, each while proxies are served."""
+
+    def __init__(self, terms: Terms, log: Any) -> None:
+        self._terms = terms
+        self._log = log
+        self._changing = asyncio.Lock()
+        self._configurations = Configurations({}, {})
+        self._discovery = Discovery(
+            self._configurations,
+            trust_domain=terms.trust_domain,
+            mutual=terms.tls is not None,
+            streams_max=terms.streams_max,
+            log=log,
+        )
+        self._status = _status_server(terms.status_socket, self._discovery)
+        self._server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=terms.streams_max + 1)
+        ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(self._discovery, self._server)
+        _listen(self._server, terms)
+
+    @property
+    def meshes(self) -> Mapping[str, MeshSnapshot]:
+        """What is served."""
+        return self._configurations.meshes
+
+    async def start(self) -> None:
+        """Take streams of proxies."""
+        await self._status.start()
+        await self._server.start()
+        self._log.info("mesh_control_plane_started", bind=self._terms.bind)
+
+    async def replace(self, meshes: Mapping[str, MeshSnapshot], endpoints: Endpoints) -> None:
+        """Serve other meshes, with endpoints by the path of their node."""
+        async with self._changing:
+            self._configurations = Configurations(meshes, endpoints)
+            await self._discovery.replace(self._configurations)
+
+    async def replace_endpoints(self, endpoints: Endpoints) -> None:
+        """Serve other endpoints of the same meshes: all there are, by the path of their node."""
+        async with self._changing:
+            before = self._configurations.endpoints
+            if endpoints.keys() != before.keys():
+                self._configurations = Configurations(self.meshes, endpoints)
+                await self._discovery.replace(self._configurations)
+                return
+            changed = frozenset(node for node, found in endpoints.items() if found != before[node])
+            if changed:
+                self._configurations = Configurations(self.meshes, endpoints)
+                await self._discovery.replace_endpoints(self._configurations, changed)
+
+    async def stop(self) -> None:
+        """End all streams: proxies run on."""
+        self._discovery.drain()
+        await self._server.stop(DRAIN_S)
+        await self._status.stop(None)
+        self._terms.status_socket.unlink(missing_ok=True)
+        self._log.info("mesh_control_plane_stopped")
+
+
+def _listen(server: grpc.aio.Server, terms: Terms) -> None:
+    host = terms.bind.rpartition(":")[0]
+    if terms.tls is None and host not in LOOPBACK:
+        raise StartError(f"{terms.bind} is not on loopback: give --certificate, --key and --ca")
+    try:
+        if terms.tls is None:
+            server.add_insecure_port(terms.bind)
+        else:
+            server.add_secure_port(terms.bind, _credentials(terms.tls))
+    except (RuntimeError, OSError) as error:
+        raise StartError(f"cannot listen on {terms.bind}: {error}") from error
+
+
+def _credentials(tls: ServerTls) -> grpc.ServerCredentials:
+    """Return credentials that ask for a client's certificate, and are read again when a file changes."""
+    files = (tls.certificate, tls.key, tls.authority)
+    seen = ""
+
+    def configuration() -> Any:
+        nonlocal seen
+        now = "|".join(str(path.stat().st_mtime_ns) for path in files)
+        if now == seen:
+            return None
+        certificate, key, authority = (path.read_bytes() for path in files)
+        seen = now
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], authority)
+
+    first = configuration()
+    return grpc.dynamic_ssl_server_credentials(first, configuration, require_client_authentication=True)
+
+
+def _status_server(socket: Path, discovery: Discovery) -> grpc.aio.Server:
+    """Return a server on a Unix socket that only its owner may connect to."""
+    server = grpc.aio.server()
+    csds_pb2_grpc.add_ClientStatusDiscoveryServiceServicer_to_server(ClientStatus(discovery), server)
+    socket.unlink(missing_ok=True)
+    before = os.umask(0o177)
+    try:
+        server.add_insecure_port(f"unix:{socket}")
+    except RuntimeError as error:
+        raise StartError(f"cannot listen on {socket}: {error}") from error
+    finally:
+        os.umask(before)
+    return server
