@@ -27,6 +27,7 @@ from commands.mesh_options import (
 )
 from routing.mesh.api import process as api_process
 from routing.mesh.api import settings as api_settings
+from routing.mesh.api.store import StoreError
 from routing.mesh.compile.messages import as_json
 from routing.mesh.compile.node import compiled, static
 from routing.mesh.compile.proxy import Endpoint, Proxy
@@ -37,6 +38,7 @@ from routing.mesh.model.resources import VirtualGateway, VirtualNode
 from routing.mesh.problem import Problem, Severity
 from routing.mesh.snapshot import MeshSnapshot
 from routing.xds.configurations import endpoints_in
+from routing.xds.plane import StartError
 from runtime.logs import make_log
 from runtime.settings_file import SettingsError
 
@@ -129,13 +131,13 @@ def serve(
     ],
     overrides: SetOption = None,
 ) -> None:
-    """Serve the App Mesh API until SIGTERM."""
+    """Serve the App Mesh API, and what it keeps to Envoys, until SIGTERM."""
     try:
         found = api_settings.load(config, overrides or ())
-        api_process.run(found.api, make_log(found.log.level, found.log.format))
+        api_process.run(found, make_log(found.log.level, found.log.format))
     except SettingsError as error:
         fail(str(error), USAGE)
-    except api_process.StartError as error:
+    except (StartError, StoreError) as error:
         fail(str(error))
 
 

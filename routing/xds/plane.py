@@ -72,6 +72,11 @@ class ControlPlane:
         """What is served."""
         return self._configurations.meshes
 
+    @property
+    def endpoints(self) -> Endpoints:
+        """The endpoints that are served."""
+        return self._configurations.endpoints
+
     async def start(self) -> None:
         """Take streams of proxies."""
         await self._status.start()
@@ -109,7 +114,9 @@ class ControlPlane:
 def _listen(server: grpc.aio.Server, terms: Terms) -> None:
     host = terms.bind.rpartition(":")[0]
     if terms.tls is None and host not in LOOPBACK:
-        raise StartError(f"{terms.bind} is not on loopback: give --certificate, --key and --ca")
+        raise StartError(
+            f"{terms.bind} is not on loopback: it needs a certificate, its key and the proxies' authority"
+        )
     try:
         if terms.tls is None:
             server.add_insecure_port(terms.bind)

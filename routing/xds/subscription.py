@@ -100,7 +100,9 @@ class Subscription:
         changed = self._changed(target)
         removed = self._removed(target)
         if not changed and not removed and not self._owes_an_answer():
-            if self._refused is not None and not keep:  # nobody wants any more what was refused
+            abandoned = self._refused is not None and not keep  # nobody wants any more what was refused
+            kept = target and not self._status.sent  # all of it from another stream
+            if abandoned or kept:
                 self._refused = None
                 self._status = Status(self.kind, version_of(target), version_of(target), "")
             return None

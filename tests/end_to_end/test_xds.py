@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,11 @@ from typer.testing import CliRunner
 
 from commands.mesh import app
 from routing.xds.snapshot import CLUSTERS
-from routing.xds.status import Row
 from tests.support import mesh_documents as of
-from tests.support.mesh_client import Client, cart, session
+from tests.support.mesh_client import cart, loaded, session
 from tests.support.secret_service import certificate
 from tests.support.upstream_servers import servers
-from tests.support.xds_rig import bootstrapped, control_plane, proxied
+from tests.support.xds_rig import acknowledged, bootstrapped, control_plane, proxied
 
 pytestmark = [pytest.mark.end_to_end]
 FRONT = "mesh/shop/virtualNode/front"
@@ -46,49 +43,6 @@ def found(folder: Path, **nodes: int) -> str:
     path = folder / "endpoints.json"
     path.write_text(json.dumps({name: [f"127.0.0.1:{at}"] for name, at in nodes.items()}))
     return str(path)
-
-
-class Load:
-    """Requests without an end; each answer is counted."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self.seen: collections.Counter[tuple[int, str]] = collections.Counter()
-        self.last = ""
-
-    async def run(self) -> None:
-        while True:
-            status, text = await self._client.ask()
-            self.last = text.split(" ", 1)[0]
-            self.seen[status, self.last if status == 200 else text] += 1
-
-    async def until(self, name: str) -> None:
-        async with asyncio.timeout(30):
-            while self.last != name:
-                await asyncio.sleep(0.01)
-
-    async def more(self, count: int) -> None:
-        wanted = self.seen.total() + count
-        async with asyncio.timeout(30):
-            while self.seen.total() < wanted:
-                await asyncio.sleep(0.01)
-
-    def failed(self) -> dict[tuple[int, str], int]:
-        return {key: count for key, count in self.seen.items() if key[0] != 200}
-
-
-@contextlib.asynccontextmanager
-async def loaded(asking: Any, base: str) -> AsyncIterator[Load]:
-    load = Load(Client(asking, base))
-    async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(load.run()) for _ in range(4)]
-        yield load
-        for each in running:
-            each.cancel()
-
-
-def acknowledged(rows: list[Row]) -> bool:
-    return bool(rows) and all(row.state == "ACKED" for row in rows)
 
 
 @VARIANTS

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -47,6 +49,45 @@ class Client:
 
         await asyncio.gather(*[some() for _ in range(at_once)])
         return seen
+
+
+class Load:
+    """Requests without an end; each answer is counted."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.seen: collections.Counter[tuple[int, str]] = collections.Counter()
+        self.last = ""
+
+    async def run(self) -> None:
+        while True:
+            status, text = await self._client.ask()
+            self.last = text.split(" ", 1)[0]
+            self.seen[status, self.last if status == 200 else text] += 1
+
+    async def until(self, name: str) -> None:
+        async with asyncio.timeout(30):
+            while self.last != name:
+                await asyncio.sleep(0.01)
+
+    async def more(self, count: int) -> None:
+        wanted = self.seen.total() + count
+        async with asyncio.timeout(30):
+            while self.seen.total() < wanted:
+                await asyncio.sleep(0.01)
+
+    def failed(self) -> dict[tuple[int, str], int]:
+        return {key: count for key, count in self.seen.items() if key[0] != 200}
+
+
+@contextlib.asynccontextmanager
+async def loaded(asking: Any, base: str) -> AsyncIterator[Load]:
+    load = Load(Client(asking, base))
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(load.run()) for _ in range(4)]
+        yield load
+        for each in running:
+            each.cancel()
 
 
 def session() -> aiohttp.ClientSession:

@@ -66,6 +66,22 @@ class ControlPlane:
         raise AssertionError(f"{rows}\n{self.log.read_text()}")
 
 
+def acknowledged(rows: list[Row]) -> bool:
+    return bool(rows) and all(row.state == "ACKED" for row in rows)
+
+
+async def until(socket: Path, holds: Callable[[list[Row]], bool]) -> list[Row]:
+    """Wait until the status that a control plane says on its socket is as it should be."""
+    until_s = time.monotonic() + DEADLINE_S
+    rows: list[Row] = []
+    while time.monotonic() < until_s:
+        with contextlib.suppress(Unreachable):
+            if holds(rows := await fetched(socket)):
+                return rows
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"{rows}")
+
+
 @contextlib.asynccontextmanager
 async def control_plane(folder: Path, served: Path, *more: str) -> AsyncIterator[ControlPlane]:
     """Run a control plane."""

@@ -28,7 +28,7 @@ PLATFORM: Final = "*"
 
 
 class Door:
-    """Takes calls. `worker` has one thread, so that the store has one user."""
+    """Takes calls. `worker` has one thread, so that the store has one user; `changed` hears of changes."""
 
     def __init__(
         self,
@@ -37,12 +37,14 @@ class Door:
         *,
         worker: ThreadPoolExecutor,
         unix_s: Callable[[], float],
+        changed: Callable[[], None],
         log: Any,
     ) -> None:
         self._api = api
         self._callers = callers
         self._worker = worker
         self._unix_s = unix_s
+        self._changed = changed
         self._log = log
 
     async def handle(self, request: web.BaseRequest) -> web.Response:
@@ -70,6 +72,7 @@ class Door:
             raise ApiError("ServiceUnavailableException", "the store is not available") from error
         if found.writes:
             self._log.info("mesh_changed", verb=found.verb, path=request.path, caller=caller.name)
+            self._changed()
         return answer
 
     async def _caller(self, request: web.BaseRequest) -> Any:

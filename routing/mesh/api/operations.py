@@ -8,8 +8,8 @@ from urllib.parse import unquote
 import msgspec
 
 from routing.mesh.api.errors import ApiError, bad
+from routing.mesh.model.policies import READ, Policy
 from routing.mesh.model.resources import (
-    KINDS,
     GatewayRoute,
     Mesh,
     Resource,
@@ -52,9 +52,10 @@ COLLECTIONS: Final = {
         Collection("virtualGateway", "virtualGateways", VirtualGateway),
         Collection("route", "routes", Route, ("mesh", "virtualRouter")),
         Collection("gatewayRoute", "gatewayRoutes", GatewayRoute, ("mesh", "virtualGateway")),
+        Collection("policy", "policies", Policy),
     )
 }
-assert {found.kind for found in COLLECTIONS.values()} == set(KINDS)
+assert {found.kind for found in COLLECTIONS.values()} == set(READ)
 VERBS_OF_ALL: Final = {"PUT": "create", "GET": "list"}
 VERBS_OF_ONE: Final = {"PUT": "update", "GET": "describe", "DELETE": "delete"}
 TAGS: Final = {("PUT", "tag"): "tag", ("PUT", "untag"): "untag", ("GET", "tags"): "tags"}

@@ -1,10 +1,14 @@
-"""The process of the API: one listener, one thread for the store, and an end that finishes what was begun."""
+"""The process of the API: its listener, one thread for the store, the control plane beside it if asked for.
+
+It finishes what was begun when it ends.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import signal
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -15,9 +19,11 @@ from aiohttp import web
 from routing.gateway.signed import SignedRequests
 from routing.mesh.api.app import Door
 from routing.mesh.api.service import MeshApi
-from routing.mesh.api.settings import Api
+from routing.mesh.api.serving import Serving
+from routing.mesh.api.settings import Api, Settings, Xds
 from routing.mesh.api.sqlite_store import SqliteStore
-from routing.mesh.api.store import StoreError
+from routing.mesh.api.store import Record, StoreError
+from routing.xds.plane import ControlPlane, ServerTls, StartError, Terms
 from runtime import clock
 from runtime.settings_file import split_bind
 
@@ -25,16 +31,13 @@ SERVICE: Final = "appmesh"
 FILE: Final = "mesh.sqlite"
 
 
-class StartError(Exception):
-    """The API cannot start; the text says why."""
-
-
-def run(settings: Api, log: Any) -> None:
+def run(found: Settings, log: Any) -> None:
     """Serve until SIGTERM or Ctrl-C; raises `StartError`, and `SettingsError` of the file of keys."""
-    uvloop.run(_serve(settings, log))
+    uvloop.run(_serve(found, log))
 
 
-async def _serve(settings: Api, log: Any) -> None:
+async def _serve(found: Settings, log: Any) -> None:
+    settings = found.api
     ending = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, ending.set)
@@ -49,9 +52,49 @@ async def _serve(settings: Api, log: Any) -> None:
     )
     store = _store(Path(settings.data_dir))
     with contextlib.closing(store), ThreadPoolExecutor(max_workers=1) as worker:
-        door = Door(MeshApi(store, settings), callers, worker=worker, unix_s=clock.unix_s, log=log)
-        await _listen(settings, door, callers, ending, log)
+        async with _proxies(found.xds, store, worker, log) as changed:
+            api = MeshApi(store, settings)
+            door = Door(api, callers, worker=worker, unix_s=clock.unix_s, changed=changed, log=log)
+            await _listen(settings, door, callers, ending, log)
     log.info("mesh_api_stopped")
+
+
+@contextlib.asynccontextmanager
+async def _proxies(
+    settings: Xds, store: SqliteStore, worker: ThreadPoolExecutor, log: Any
+) -> AsyncIterator[Callable[[], None]]:
+    """Serve proxies, where that is asked for; yields who hears that the API changed something."""
+    if not settings.bind:
+        yield lambda: None
+        return
+
+    async def kept() -> list[Record]:
+        return await asyncio.get_running_loop().run_in_executor(worker, store.all)
+
+    plane = ControlPlane(_terms(settings), log)
+    endpoints = Path(settings.endpoints_file) if settings.endpoints_file else None
+    serving = Serving(plane, kept, endpoints=endpoints, log=log)
+    await serving.load()
+    await plane.start()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            following = tasks.create_task(serving.run())
+            yield serving.changed
+            following.cancel()
+    finally:
+        await plane.stop()
+
+
+def _terms(settings: Xds) -> Terms:
+    files = settings.certificate_file, settings.key_file, settings.authority_file
+    certificate, key, authority = map(Path, files)
+    return Terms(
+        bind=settings.bind,
+        tls=ServerTls(certificate, key, authority) if settings.certificate_file else None,
+        trust_domain=settings.trust_domain,
+        streams_max=settings.streams_max,
+        status_socket=Path(settings.status_socket),
+    )
 
 
 def _store(folder: Path) -> SqliteStore:

@@ -16,10 +16,12 @@ from uuid import uuid4
 import msgspec
 
 from routing.mesh.api.errors import ApiError, bad
-from routing.mesh.api.operations import COLLECTIONS, Collection, Operation, check_name
+from routing.mesh.api.operations import Collection, Operation, check_name
+from routing.mesh.api.records import collection_of, made
 from routing.mesh.api.settings import Api
 from routing.mesh.api.store import Answered, Record, Store
 from routing.mesh.api.tags import TAGS_MAX, Tag, TagKey, tagged, untagged
+from routing.mesh.model.policies import Policy
 from routing.mesh.model.resources import GatewayRoute, Resource, Route, VirtualService
 from routing.mesh.model.shape import Shape
 from routing.mesh.references import ROUTE_KINDS
@@ -180,11 +182,11 @@ class MeshApi:
             if collection.parents:
                 raise bad("spec", "it is required")
             spec = {}
-        made, refers_to = _converted(collection, names, spec)
+        kept, refers_to = _converted(collection, names, spec)
         for path in sorted(refers_to):
             if self._store.get(path) is None:
                 raise ApiError("NotFoundException", f"spec: there is no {path}")
-        return made, refers_to
+        return kept, refers_to
 
     def _check_parents(self, operation: Operation) -> None:
         path = ""
@@ -264,22 +266,18 @@ def _body(operation: Operation, body: bytes) -> tuple[_Body, str]:
 
 
 def _read(record: Record, spec: dict[str, Any]) -> tuple[dict[str, Any], frozenset[str]]:
-    kinds, names = record.path.split("/")[::2], record.path.split("/")[1::2]
-    [collection] = [found for found in COLLECTIONS.values() if found.kind == kinds[-1]]
-    return _converted(collection, tuple(names), spec)
+    return _converted(collection_of(record.path), tuple(record.path.split("/")[1::2]), spec)
 
 
 def _converted(
     collection: Collection, names: tuple[str, ...], spec: dict[str, Any]
 ) -> tuple[dict[str, Any], frozenset[str]]:
-    kinds = (*collection.parents, collection.kind)
-    named = {f"{kind}Name": name for kind, name in zip(kinds, names, strict=True)}
-    made: dict[str, Any] = _without_nulls(spec)
+    kept: dict[str, Any] = _without_nulls(spec)
     try:
-        resource = msgspec.convert(named | {"spec": made}, collection.shape)
+        resource = made(collection, names, kept)
     except msgspec.ValidationError as error:
         raise _wrong(error) from error
-    return made, frozenset(_refers_to(resource))
+    return kept, frozenset(_refers_to(resource))
 
 
 def _without_nulls(value: Any) -> Any:
@@ -305,6 +303,8 @@ def _refers_to(resource: Resource) -> list[str]:
         case GatewayRoute(spec=spec):
             [of_kind] = [found for kind in ROUTE_KINDS[:3] if (found := getattr(spec, kind)) is not None]
             return [f"{mesh}/virtualService/{of_kind.action.target.virtual_service.virtual_service_name}"]
+        case Policy():
+            return [resource.target_path]
         case _:
             return []
 

@@ -29,6 +29,19 @@ class Api(Section, frozen=True):
     drain_deadline_s: Annotated[float, Meta(gt=0, le=3600)] = 10.0
 
 
+class Xds(Section, frozen=True):
+    """Where proxies are served what the API keeps; nowhere without `bind`."""
+
+    bind: str = ""
+    certificate_file: str = ""
+    key_file: str = ""
+    authority_file: str = ""
+    trust_domain: str = ""
+    endpoints_file: str = ""
+    streams_max: Number = 5_000
+    status_socket: str = "headworks-mesh.sock"
+
+
 class Log(Section, frozen=True):
     """The log."""
 
@@ -40,6 +53,7 @@ class Settings(Section, frozen=True):
     """The file."""
 
     api: Api
+    xds: Xds = Xds()
     log: Log = Log()
 
 
@@ -49,7 +63,14 @@ def load(path: Path, overrides: Sequence[str]) -> Settings:
 
 
 def _check(settings: Settings, wrong: Wrong) -> None:
-    try:
-        split_bind(settings.api.bind)
-    except (ValueError, SettingsError) as error:
-        raise wrong("api.bind", str(error)) from error
+    for key, bind in (("api.bind", settings.api.bind), ("xds.bind", settings.xds.bind)):
+        try:
+            if bind or key == "api.bind":
+                split_bind(bind)
+        except (ValueError, SettingsError) as error:
+            raise wrong(key, str(error)) from error
+    files = {name: getattr(settings.xds, name) for name in ("certificate_file", "key_file", "authority_file")}
+    if any(files.values()):
+        for name, file in files.items():
+            if not Path(file).is_file():
+                raise wrong(f"xds.{name}", f"there is no file {file!r}: {', '.join(files)} go together")

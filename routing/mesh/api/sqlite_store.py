@@ -98,6 +98,10 @@ class SqliteStore:
         )
         return [_record(row) for row in rows]
 
+    def all(self) -> list[Record]:
+        """Return all resources."""
+        return [_record(row) for row in self._open.execute(f"SELECT {COLUMNS} FROM resources ORDER BY path")]
+
     def count(self, parent: str) -> int:
         """Return how many a collection has."""
         [number] = self._open.execute("SELECT COUNT(*) FROM resources WHERE parent = ?", (parent,)).fetchone()

@@ -55,6 +55,9 @@ class Store(Protocol):
     def page(self, parent: str, after: str, limit: int) -> list[Record]:
         """Return resources of a collection by name, from the one after `after` on."""
 
+    def all(self) -> list[Record]:
+        """Return all resources."""
+
     def count(self, parent: str) -> int:
         """Return how many a collection has."""
 

@@ -284,3 +284,24 @@ def test_a_name_is_given_once() -> None:
     twice[CLUSTERS] *= 2
     with pytest.raises(Dangling):
         Snapshot(twice)
+
+
+def test_what_a_proxy_kept_from_another_stream_is_what_it_has() -> None:
+    snapshot = Snapshot(messages({"cart": (1, 1)}))
+    subscription = Delta(ENDPOINTS, names_max=9)
+    held = {"e-cart": snapshot.of(ENDPOINTS)["e-cart"].version}
+    subscription.take(["e-cart"], [], held, "", None)
+    assert subscription.next(snapshot.of(ENDPOINTS), keep=True) is None
+    assert subscription.status.accepted == subscription.status.sent != ""
+
+
+def test_endpoints_change_without_the_rest() -> None:
+    before = Snapshot(messages({"cart": (1, 1), "stock": (1, 1)}))
+    after = before.with_endpoints(messages({"cart": (1, 2)})[ENDPOINTS])
+    assert {kind for kind in (CLUSTERS, LISTENERS, ROUTES) if before.of(kind) is after.of(kind)} == {
+        CLUSTERS,
+        LISTENERS,
+        ROUTES,
+    }
+    assert before.of(ENDPOINTS)["e-cart"] != after.of(ENDPOINTS)["e-cart"]
+    assert before.of(ENDPOINTS)["e-stock"] == after.of(ENDPOINTS)["e-stock"]
