@@ -18,7 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := $(shell find commands ingest protocols routing runtime services -name '*.py')
 AS_COMPILED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/compiled HEADWORKS_COMPILED=1
 
-.PHONY: help run test test-compiled setup compiled format lint types imports fuzz bench side-by-side proxies backlog million \
+.PHONY: help run test test-compiled setup compiled format lint types imports fuzz bench side-by-side proxies large-mesh backlog million \
     campaign campaigns crash docs check lock clean
 
 help:            ## Show the targets
@@ -90,6 +90,9 @@ side-by-side: compiled  ## Compare with Mosquitto on one core, in turns (ONLY=tl
 
 proxies: setup   ## Compare the API gateway with nginx and Envoy as a proxy, in turns (ROUNDS=3 SECONDS=5 JSON=1)
 	@$(BIN)/python -m bench.proxies $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(JSON),--json)
+
+large-mesh: setup ## Measure a change of one endpoint in a mesh of 1,000 nodes with 10 each, all connected (JSON=1)
+	@$(BIN)/python -m bench.mesh $(if $(JSON),--json)
 
 backlog: compiled ## Drain a backlog of MESSAGES (5000000) while ingest goes on, and judge memory and pace (JSON=1)
 	@$(BIN)/python -m bench.backlog $(if $(MESSAGES),--messages $(MESSAGES)) $(if $(JSON),--json)

@@ -6,9 +6,10 @@ compiled again, and only the endpoints of the callees that are concerned are mad
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
@@ -27,6 +28,8 @@ from routing.xds.snapshot import Dangling, Snapshot
 
 Endpoints: TypeAlias = Mapping[str, tuple[Endpoint, ...]]
 """Endpoints by the path of their node."""
+ENDPOINTS_REMEMBERED: Final = 65_536
+"""Of a file that is read again, in which most are as they were."""
 
 
 class Unusable(Exception):
@@ -130,6 +133,7 @@ def endpoints_in(body: bytes) -> dict[str, tuple[Endpoint, ...]]:
     return {node: tuple(_endpoint(each) for each in each_of) for node, each_of in given.items()}
 
 
+@functools.lru_cache(maxsize=ENDPOINTS_REMEMBERED)
 def _endpoint(text: str) -> Endpoint:
     host, separator, port = text.rpartition(":")
     if separator and port.isdecimal() and (":" not in host or host.startswith("[")):

@@ -16,6 +16,7 @@ import msgspec
 from routing.mesh.snapshot import MeshSnapshot
 from routing.xds.configurations import Endpoints, Unusable, found_in, loaded, signature
 from routing.xds.plane import ControlPlane, StartError, Terms
+from runtime import garbage
 
 POLL_S: Final = 0.25
 
@@ -53,6 +54,7 @@ async def serve(place: Place, terms: Terms, log: Any) -> None:
         raise StartError(str(error)) from error
     plane = ControlPlane(terms, log)
     await plane.replace(meshes, endpoints)
+    garbage.settle()
     await plane.start()
     try:
         async with asyncio.TaskGroup() as tasks:

@@ -116,7 +116,6 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
             before = session.served
             if id(before) not in after:
                 after[id(before)] = before, before.with_endpoints(configurations.endpoints, changed)
-                await asyncio.sleep(0)  # proxies are served meanwhile
             _, served = after[id(before)]
             if served is before:
                 continue
@@ -124,6 +123,7 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
             if not session.problem:
                 self._shared[_key(session.node, session.proxy)] = served
             session.awake.set()
+            await asyncio.sleep(0)  # proxies are served meanwhile
 
     def _of(self, node: str, proxy: Proxy) -> Served:
         """Return what a proxy runs, shared by those that run the same; raises Unusable."""

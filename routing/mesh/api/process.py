@@ -24,7 +24,7 @@ from routing.mesh.api.settings import Api, Settings, Xds
 from routing.mesh.api.sqlite_store import SqliteStore
 from routing.mesh.api.store import Record, StoreError
 from routing.xds.plane import ControlPlane, ServerTls, StartError, Terms
-from runtime import clock
+from runtime import clock, garbage
 from runtime.settings_file import split_bind
 
 SERVICE: Final = "appmesh"
@@ -75,6 +75,7 @@ async def _proxies(
     endpoints = Path(settings.endpoints_file) if settings.endpoints_file else None
     serving = Serving(plane, kept, endpoints=endpoints, log=log)
     await serving.load()
+    garbage.settle()
     await plane.start()
     try:
         async with asyncio.TaskGroup() as tasks:
