@@ -37,6 +37,7 @@ OPTIONS: Final = (
 )
 
 
+GOING: Final = "the control plane is going away"
 Key: TypeAlias = tuple[str, bytes]
 """A node, and where its proxy stands: those that have both in common run the same."""
 
@@ -137,7 +138,7 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
         """End all streams: proxies run on, and ask another control plane."""
         self._draining = True
         for session in self.sessions:
-            session.end(Refused(grpc.StatusCode.UNAVAILABLE, "the control plane is going away"))
+            session.end(Refused(grpc.StatusCode.UNAVAILABLE, GOING))
 
     async def StreamAggregatedResources(  # noqa: N802  # Envoy's own
         self, requests: AsyncIterator[Any], context: Any
@@ -180,8 +181,7 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
         self._open += 1
         refused: Refused | None = None
         try:
-            if self._open > self._streams_max or self._draining:
-                raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._streams_max} streams are open")  # noqa: TRY301  # one way out
+            self._admit()
             session = await self._opened(requests, context, variant, take)
             try:
                 await self._run(session, requests, context, take, message)
@@ -196,6 +196,13 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
         if refused is not None:
             self._log.info("mesh_stream_ended", code=refused.code.name, why=str(refused))
             await context.abort(refused.code, str(refused))
+
+    def _admit(self) -> None:
+        if self._draining:
+            raise Refused(grpc.StatusCode.UNAVAILABLE, GOING)
+        if self._open > self._streams_max:
+            text = f"no more than {self._streams_max} streams are served"
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
 
     async def _opened(
         self,

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
-import trustme
-from envoy.service.discovery.v3 import ads_pb2_grpc
-from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
 from typer.testing import CliRunner
 
 from commands.mesh import app
-from routing.xds.snapshot import CLUSTERS
 from tests.support import mesh_documents as of
 from tests.support.mesh_client import cart, loaded, session
-from tests.support.secret_service import certificate
 from tests.support.upstream_servers import servers
+from tests.support.xds_peer import Files, ends_with
 from tests.support.xds_rig import acknowledged, bootstrapped, control_plane, proxied
 
 pytestmark = [pytest.mark.end_to_end]
@@ -151,44 +145,6 @@ async def test_a_folder_that_is_wrong_is_not_served(tmp_path: Path) -> None:
             write(served, ports, {"v2": 1})
             await load.until("b")
             assert load.failed() == {}
-
-
-class Files:
-    """Certificates in files."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        self._folder = folder
-        self.authority = trustme.CA()
-        self.authority.cert_pem.write_to_path(str(folder / "ca.pem"))
-        server = self.authority.issue_cert("127.0.0.1")
-        server.private_key_and_cert_chain_pem.write_to_path(str(folder / "server.pem"))
-
-    def server(self) -> list[str]:
-        return self._words(self._folder / "server.pem", self._folder / "server.pem")
-
-    def client(self, uri: str) -> list[str]:
-        made = certificate("client", self.authority, uri).tls_certificate
-        paths = self._folder / "client.pem", self._folder / "client.key"
-        paths[0].write_bytes(made.certificate_chain.inline_bytes)
-        paths[1].write_bytes(made.private_key.inline_bytes)
-        return self._words(*paths)
-
-    def _words(self, chain: Path, key: Path) -> list[str]:
-        return ["--certificate", str(chain), "--key", str(key), "--ca", str(self._folder / "ca.pem")]
-
-
-async def ends_with(plane_port: int, words: list[str], node: dict[str, Any]) -> grpc.StatusCode:
-    """Ask for a node, and return how the stream ends."""
-    chain, key, authority = [await asyncio.to_thread(Path(words[at]).read_bytes) for at in (1, 3, 5)]
-    credentials = grpc.ssl_channel_credentials(authority, key, chain)
-    async with grpc.aio.secure_channel(f"127.0.0.1:{plane_port}", credentials) as channel:
-        stub = ads_pb2_grpc.AggregatedDiscoveryServiceStub(channel)
-        call = stub.DeltaAggregatedResources(timeout=20)
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            await call.write(DeltaDiscoveryRequest(type_url=CLUSTERS, node=node))
-            assert await call.read() is grpc.aio.EOF
-        return await call.code()
 
 
 async def test_a_certificate_gets_its_own_node_and_no_other(tmp_path: Path) -> None:
