@@ -18,35 +18,16 @@ from services.analytics.app import operations as analytics_operations
 from services.data.app import operations as data_operations
 from services.device.app import operations as device_operations
 from services.web.operations import Operations
-from tests.support.platform import Running, platform
+from tests.support.platform import JSON, TENANT, Running, certificate_for, platform
 
 pytestmark = pytest.mark.end_to_end
 ROUTES = Path(__file__).parents[2] / "services/routes.toml"
-JSON = ("-H", "Content-Type: application/json")
-TENANT = "demo"
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with platform(tmp_path_factory.mktemp("platform")) as started:
         yield started
-
-
-def certificate_for(running: Running, folder: Path, device: str) -> tuple[str, ...]:
-    """Add a device and provision it as the README says; return what curl needs to be it."""
-    key = ("-H", f"X-API-Key: {running.key}")
-    devices = f"{running.url}/v1/tenants/{TENANT}/devices"
-    status, body = running.curl(*key, *JSON, "-d", json.dumps({"device": device}), devices)
-    assert status == 201, body
-    request = folder / f"{device}.csr"
-    command = ["openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    command += ["-keyout", str(folder / f"{device}.key"), "-subj", f"/CN={device}", "-out", str(request)]
-    subprocess.run(command, check=True, capture_output=True)
-    asked = json.dumps({"csr": request.read_text()})
-    status, body = running.curl(*key, *JSON, "-d", asked, f"{devices}/{device}/certificates")
-    assert status == 201, body
-    (folder / f"{device}.crt").write_text(json.loads(body)["certificate"])
-    return ("--cert", str(folder / f"{device}.crt"), "--key", str(folder / f"{device}.key"))
 
 
 def test_a_device_is_provisioned_and_sends_with_its_new_certificate(running: Running, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from commands.demo.node import DevNode, Ports
 from commands.demo.platform import Platform, PlatformPorts
 from routing.tenancy.registry import Registry
 from tests.support.gateway import free_port
+
+JSON = ("-H", "Content-Type: application/json")
+TENANT = "demo"
 
 
 class Running:
@@ -44,17 +48,34 @@ class Running:
         return int(status), body
 
 
+def platform_ports() -> PlatformPorts:
+    """Return free ports."""
+    return PlatformPorts(**{name: free_port() for name in PlatformPorts.__struct_fields__})
+
+
 @contextlib.contextmanager
-def platform(folder: Path, *, requests_per_s: float | None = None) -> Iterator[Running]:
-    """Run one; `requests_per_s` is what its tenants may ask, 0 without end, when it is not as usual."""
-    ports = Ports(**{name: free_port() for name in Ports.__struct_fields__})
-    node = DevNode(folder, ports)
+def platform(
+    folder: Path,
+    *,
+    requests_per_s: float | None = None,
+    ports: PlatformPorts | None = None,
+    through: dict[int, int] | None = None,
+) -> Iterator[Running]:
+    """Run one; `requests_per_s` is what its tenants may ask, 0 without end, when it is not as usual.
+
+    The gateway calls services `through` other ports than theirs, where those are given.
+    """
+    node = DevNode(folder, Ports(**{name: free_port() for name in Ports.__struct_fields__}))
     node.prepare(1)
-    beside = Platform(node, PlatformPorts(**{name: free_port() for name in PlatformPorts.__struct_fields__}))
+    beside = Platform(node, ports or platform_ports())
     with asyncio.Runner() as runner:
         try:
             runner.run(node.start())
             beside.prepare()
+            routes = (folder / "routes.toml").read_text()
+            for own, other in (through or {}).items():
+                routes = routes.replace(f'"127.0.0.1:{own}"', f'"127.0.0.1:{other}"')
+            (folder / "routes.toml").write_text(routes)
             if requests_per_s is not None:
                 settings = (folder / "api.toml").read_text()
                 limit = f"requests_per_s = {requests_per_s}"
@@ -64,3 +85,20 @@ def platform(folder: Path, *, requests_per_s: float | None = None) -> Iterator[R
         finally:
             codes = [runner.run(beside.stop()), runner.run(node.stop())]
     assert codes == [0, 0], "they drain"
+
+
+def certificate_for(running: Running, folder: Path, device: str) -> tuple[str, ...]:
+    """Add a device and provision it as the README says; return what curl needs to be it."""
+    key = ("-H", f"X-API-Key: {running.key}")
+    devices = f"{running.url}/v1/tenants/{TENANT}/devices"
+    status, body = running.curl(*key, *JSON, "-d", json.dumps({"device": device}), devices)
+    assert status == 201, body
+    request = folder / f"{device}.csr"
+    command = ["openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    command += ["-keyout", str(folder / f"{device}.key"), "-subj", f"/CN={device}", "-out", str(request)]
+    subprocess.run(command, check=True, capture_output=True)
+    asked = json.dumps({"csr": request.read_text()})
+    status, body = running.curl(*key, *JSON, "-d", asked, f"{devices}/{device}/certificates")
+    assert status == 201, body
+    (folder / f"{device}.crt").write_text(json.loads(body)["certificate"])
+    return ("--cert", str(folder / f"{device}.crt"), "--key", str(folder / f"{device}.key"))
