@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from routing.mesh.model.policies import TARGETS, Policy
+from routing.mesh.model.policies import OF_REQUESTS, TARGETS, Policy
 from routing.mesh.model.resources import (
     GatewayRoute,
     Mesh,
@@ -19,6 +19,7 @@ from routing.mesh.model.resources import (
     VirtualService,
 )
 from routing.mesh.model.routes import WeightedTarget
+from routing.mesh.policed import unclear, unseen
 from routing.mesh.problem import Problem, Severity
 
 ROUTE_KINDS: Final = ("http_route", "http2_route", "grpc_route", "tcp_route")
@@ -229,6 +230,13 @@ def _policy(policy: Policy, known: dict[str, Resource]) -> Iterator[Fault]:
                 f"spec.{_wire(policy, member)}",
                 f"is for {' and '.join(TARGETS[member])}, not {policy.target_kind}",
             )
+        elif member in OF_REQUESTS and (text := unseen(known.get(policy.target_path))):
+            yield f"spec.{_wire(policy, member)}", text
+    if policy.spec.mirror is not None:
+        mirror = policy.spec.mirror
+        path = f"mesh/{policy.mesh_name}/virtualNode/{mirror.virtual_node}"
+        yield from _callable("spec.mirror.virtualNode", path, mirror.port, known)
+    yield from unclear(policy, known)
 
 
 def _said_twice(policies: Sequence[Policy]) -> Iterator[Problem]:

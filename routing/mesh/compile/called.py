@@ -9,7 +9,9 @@ import msgspec
 from routing.mesh.compile import clusters, routes
 from routing.mesh.compile.clusters import Callee
 from routing.mesh.compile.messages import Config
+from routing.mesh.compile.policies import Policies
 from routing.mesh.compile.proxy import Endpoint, Proxy
+from routing.mesh.compile.splitting import Clusters
 from routing.mesh.compile.uncompilable import uncompilable
 from routing.mesh.model.listening import Listener, PortMapping, TcpTimeout
 from routing.mesh.model.resources import VirtualNode, VirtualRouter, VirtualService
@@ -36,8 +38,11 @@ class Called(msgspec.Struct, frozen=True):
 class Directory:
     """The services that one proxy calls, and the clusters that this takes."""
 
-    def __init__(self, snapshot: MeshSnapshot, proxy: Proxy, default: ClientPolicy | None) -> None:
+    def __init__(
+        self, snapshot: MeshSnapshot, proxy: Proxy, default: ClientPolicy | None, policies: Policies
+    ) -> None:
         self._snapshot = snapshot
+        self._policies = policies
         self._proxy = proxy
         self._default = default
         self._clusters: dict[str, Config] = {}
@@ -75,7 +80,7 @@ class Directory:
         tls = chosen.tls if chosen is not None else None
         callee = Callee(node, listener, tls, of if policy is not None else "")
         if callee.cluster not in self._clusters:
-            policy_of = self._snapshot.policy(node.path)
+            policy_of = self._policies.of(node.path)
             found = self._found(node)
             if found is not None:
                 self.callees[callee.cluster] = callee
@@ -116,9 +121,10 @@ class Directory:
         ]
         return [route for _, _, route in sorted(found, key=lambda each: each[:2])]
 
-    def http_routes(self, router: VirtualRouter, port: int, cluster: routes.Clusters) -> list[Config]:
+    def http_routes(self, router: VirtualRouter, port: int, cluster: Clusters) -> list[Config]:
         """Return the routes of HTTP and gRPC of a router for a port."""
-        return routes.of_router(self._snapshot.routes(router.virtual_router_name), port, cluster)
+        found = self._snapshot.routes(router.virtual_router_name)
+        return routes.of_router(found, port, cluster, self._policies)
 
     @property
     def _preference(self) -> IpPreference | None:

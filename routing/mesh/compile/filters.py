@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from envoy.extensions.access_loggers.file.v3.file_pb2 import FileAccessLog
@@ -21,14 +22,23 @@ ALPN: Final = {"http": ["http/1.1"], "http2": ["h2"], "grpc": ["h2"], "tcp": []}
 
 
 def manager(
-    name: str, routes: Config, logging: Logging | None, *, codec: str = "AUTO", edge: bool = False
+    name: str,
+    routes: Config,
+    logging: Logging | None,
+    *,
+    before: Sequence[Config] = (),
+    codec: str = "AUTO",
+    edge: bool = False,
 ) -> Config:
-    """Return an HTTP connection manager with its routes; at the `edge`, no caller is believed."""
+    """Return an HTTP connection manager with its routes, and what filters requests `before` these are taken.
+
+    At the `edge`, no caller is believed.
+    """
     config: Config = {
         "stat_prefix": name,
         "codec_type": codec,
         "route_config": routes,
-        "http_filters": [extension("envoy.filters.http.router", Router)],
+        "http_filters": [*before, extension("envoy.filters.http.router", Router)],
         "access_log": access_logs(logging),
         "server_header_transformation": "PASS_THROUGH",
         "normalize_path": yes(),

@@ -15,6 +15,7 @@ from envoy.extensions.bootstrap.internal_listener.v3.internal_listener_pb2 impor
 from routing.mesh.compile import clusters, filters, matches
 from routing.mesh.compile.called import Directory
 from routing.mesh.compile.messages import Config, address, extension, milliseconds
+from routing.mesh.compile.policies import Policies
 from routing.mesh.compile.proxy import Proxy
 from routing.mesh.compile.tls import listener_socket
 from routing.mesh.model.gateway_routes import (
@@ -32,7 +33,7 @@ EDGE_BUFFER_BYTES: Final = 32_768
 
 
 def gateway(
-    snapshot: MeshSnapshot, of: VirtualGateway, proxy: Proxy, directory: Directory
+    snapshot: MeshSnapshot, of: VirtualGateway, proxy: Proxy, directory: Directory, policies: Policies
 ) -> tuple[list[Config], list[Config]]:
     """Return the listeners and the clusters of a gateway, but those of the nodes that it calls."""
     listeners: list[Config] = []
@@ -44,7 +45,8 @@ def gateway(
         inner = f"lds_services_{mapping.port}"
         cluster = f"cds_services_{of.mesh_name}_{of.virtual_gateway_name}_{mapping.protocol}_{mapping.port}"
         made.append(clusters.inside(cluster, mapping.protocol, inner, listener.connection_pool))
-        listeners += _listeners(of, listener, proxy, _first(routes, mapping.port, cluster, directory))
+        first = _first(routes, mapping.port, cluster, directory, policies)
+        listeners += _listeners(of, listener, proxy, first, policies)
         table = {
             "name": f"rds_services_{mapping.port}",
             "virtual_hosts": [{"name": "services", "domains": ["*"], "routes": services}],
@@ -54,7 +56,9 @@ def gateway(
             {
                 "name": inner,
                 "internal_listener": {},
-                "filter_chains": [{"filters": [filters.manager(inner, table, None)]}],
+                "filter_chains": [
+                    {"filters": [filters.manager(inner, table, None, before=policies.filters(table))]}
+                ],
             }
         )
     return listeners, made
@@ -66,14 +70,20 @@ def bootstrap_extension() -> Config:
 
 
 def _listeners(
-    of: VirtualGateway, listener: VirtualGatewayListener, proxy: Proxy, routes: list[Config]
+    of: VirtualGateway,
+    listener: VirtualGatewayListener,
+    proxy: Proxy,
+    routes: list[Config],
+    policies: Policies,
 ) -> list[Config]:
     """Return the listener that callers connect to."""
     port, protocol = listener.port_mapping.port, listener.port_mapping.protocol
     name = f"rds_ingress_{of.mesh_name}_{of.virtual_gateway_name}_{port}"
-    table = {"name": name, "virtual_hosts": [{"name": "gateway", "domains": ["*"], "routes": routes}]}
+    host = {"name": "gateway", "domains": ["*"], "routes": routes}
+    table = {"name": name, "virtual_hosts": [host], **policies.said(of.path)}
     codec = "AUTO" if protocol == "http" else "HTTP2"
-    manager = filters.manager(name, table, of.spec.logging, codec=codec, edge=True)
+    before = policies.filters(table)
+    manager = filters.manager(name, table, of.spec.logging, before=before, codec=codec, edge=True)
     tls = listener.tls
     plain: Config = {"name": name, "filters": [manager]}
     chains = [plain]
@@ -127,7 +137,9 @@ def _service_routes(routes: tuple[GatewayRoute, ...], directory: Directory) -> l
     return made
 
 
-def _first(routes: tuple[GatewayRoute, ...], port: int, cluster: str, directory: Directory) -> list[Config]:
+def _first(
+    routes: tuple[GatewayRoute, ...], port: int, cluster: str, directory: Directory, policies: Policies
+) -> list[Config]:
     """Return the routes of a gateway for one of its ports, in the order in which they are looked at."""
     made: list[tuple[matches.Order, Config]] = []
     for route in routes:
@@ -160,6 +172,7 @@ def _first(routes: tuple[GatewayRoute, ...], port: int, cluster: str, directory:
                     "request_headers_to_add": [
                         {"header": header, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
                     ],
+                    **policies.said(route.path),
                 },
             )
         )

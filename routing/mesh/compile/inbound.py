@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from routing.mesh.compile import clusters, filters, routes
 from routing.mesh.compile.messages import Config, address, number
+from routing.mesh.compile.policies import Policies
 from routing.mesh.compile.proxy import Address, Proxy
 from routing.mesh.compile.tls import listener_socket
 from routing.mesh.model.listening import GrpcTimeout, HttpTimeout, Listener, TcpTimeout
 from routing.mesh.model.resources import VirtualNode
 from routing.mesh.model.shape import IpPreference
 
+GRPC_CHECK: Final = "/grpc.health.v1.Health/Check"
+
 
 def inbound(
-    node: VirtualNode, proxy: Proxy, preference: IpPreference | None
+    node: VirtualNode, proxy: Proxy, preference: IpPreference | None, policies: Policies
 ) -> tuple[list[Config], list[Config]]:
     """Return the listeners and the clusters of what comes in."""
     listeners: list[Config] = []
@@ -27,7 +31,7 @@ def inbound(
         host = "::1" if (preference or "").startswith("IPv6") else "127.0.0.1"
         at = proxy.applications.get(mapping.port, Address(host, mapping.port))
         local.append(clusters.local(name, mapping.protocol, at, listener.connection_pool))
-        chains = list(_chains(node, listener, name))
+        chains = list(_chains(node, listener, name, policies))
         permissive = len(chains) > 1
         if mapping.port in proxy.applications:
             listeners.append(
@@ -60,17 +64,15 @@ def inbound(
     return listeners, local
 
 
-def _chains(node: VirtualNode, listener: Listener, cluster: str) -> Iterator[Config]:
+def _chains(node: VirtualNode, listener: Listener, cluster: str, policies: Policies) -> Iterator[Config]:
     """Yield the filter chains of a listener: one, or one with and one without TLS."""
     mapping, tls = listener.port_mapping, listener.tls
     if mapping.protocol == "tcp":
         timeout = listener.timeout.tcp if listener.timeout is not None else None
         one = filters.tcp_proxy(cluster, {"cluster": cluster}, timeout, node.spec.logging)
     else:
-        action = {"cluster": cluster, **routes.times(_timeout(listener))}
-        everything = {"name": "all", "match": {"prefix": "/"}, "route": action}
-        host = {"name": "application", "domains": ["*"], "routes": [everything]}
-        one = filters.manager(cluster, {"name": cluster, "virtual_hosts": [host]}, node.spec.logging)
+        table = _table(node, listener, cluster, policies)
+        one = filters.manager(cluster, table, node.spec.logging, before=policies.filters(table))
     if tls is None or tls.mode == "DISABLED":
         yield {"name": cluster, "filters": [one]}
         return
@@ -86,6 +88,28 @@ def _chains(node: VirtualNode, listener: Listener, cluster: str) -> Iterator[Con
         "transport_socket": socket,
     }
     yield {"name": cluster, "filter_chain_match": {"transport_protocol": "raw_buffer"}, "filters": [one]}
+
+
+def _table(node: VirtualNode, listener: Listener, cluster: str, policies: Policies) -> Config:
+    """Return the routes to the application: policies are of all requests, but not of health checks."""
+    action = {"cluster": cluster, **routes.times(_timeout(listener))}
+    said = policies.said(node.path)
+    checked = [{"name": "health", "match": match, "route": action} for match in _checks(node, listener)]
+    everything = {"name": "all", "match": {"prefix": "/"}, "route": action, **said}
+    made = [*(checked if said else ()), everything]
+    return {"name": cluster, "virtual_hosts": [{"name": "application", "domains": ["*"], "routes": made}]}
+
+
+def _checks(node: VirtualNode, listener: Listener) -> Iterator[Config]:
+    """Yield what health checks of a node ask a listener for."""
+    port = listener.port_mapping.port
+    for each in node.spec.listeners or ():
+        check = each.health_check
+        if check is None or (check.port or each.port_mapping.port) != port or check.protocol == "tcp":
+            continue
+        asked = "GET" if check.protocol != "grpc" else "POST"
+        path = (check.path or "/") if check.protocol != "grpc" else GRPC_CHECK
+        yield {"path": path, "headers": [{"name": ":method", "string_match": {"exact": asked}}]}
 
 
 def _timeout(listener: Listener) -> HttpTimeout | GrpcTimeout | None:

@@ -44,6 +44,11 @@ def yes() -> Config:
     return {"value": True}
 
 
+def share(percent: float) -> Config:
+    """Return a share of requests, exact to a ten-thousandth of a percent."""
+    return {"numerator": round(percent * 10_000), "denominator": "MILLION"}
+
+
 def milliseconds(value: int) -> Config:
     """Return a duration."""
     seconds, rest = divmod(value, 1000)

@@ -20,6 +20,7 @@ from routing.mesh.compile.gateway import bootstrap_extension, gateway
 from routing.mesh.compile.inbound import inbound
 from routing.mesh.compile.messages import Config, Message, address, extension, milliseconds, packed
 from routing.mesh.compile.outbound import outbound
+from routing.mesh.compile.policies import Policies
 from routing.mesh.compile.proxy import Proxy
 from routing.mesh.compile.tls import SDS_CLUSTER, uses_sds
 from routing.mesh.compile.uncompilable import Uncompilable, uncompilable
@@ -64,15 +65,16 @@ def _configs(
 ) -> tuple[list[Config], list[Config], Mapping[str, Callee]]:
     """Return the listeners and the clusters of a proxy, and the callees whose endpoints were given."""
     defaults = of.spec.backend_defaults
-    directory = Directory(snapshot, proxy, defaults.client_policy if defaults is not None else None)
+    policies = Policies(snapshot)
+    directory = Directory(snapshot, proxy, defaults.client_policy if defaults is not None else None, policies)
     if isinstance(of, VirtualGateway):
-        listeners, clusters = gateway(snapshot, of, proxy, directory)
+        listeners, clusters = gateway(snapshot, of, proxy, directory, policies)
     else:
         mesh = snapshot.mesh.spec
         preference = mesh.service_discovery.ip_preference if mesh.service_discovery is not None else None
         allow_all = mesh.egress_filter is not None and mesh.egress_filter.type == "ALLOW_ALL"
-        listeners, clusters = inbound(of, proxy, preference)
-        more_listeners, more_clusters = outbound(of, proxy, directory, allow_all=allow_all)
+        listeners, clusters = inbound(of, proxy, preference, policies)
+        more_listeners, more_clusters = outbound(of, proxy, directory, policies, allow_all=allow_all)
         listeners, clusters = [*listeners, *more_listeners], [*clusters, *more_clusters]
     clusters += directory.clusters
     if any(uses_sds(tls) for tls in _all_tls(of)):

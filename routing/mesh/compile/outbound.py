@@ -7,6 +7,7 @@ from typing import Final
 from routing.mesh.compile import clusters, filters
 from routing.mesh.compile.called import Called, Directory
 from routing.mesh.compile.messages import Config, address, milliseconds, number
+from routing.mesh.compile.policies import Policies
 from routing.mesh.compile.proxy import Proxy
 from routing.mesh.compile.uncompilable import uncompilable
 from routing.mesh.model.resources import VirtualNode
@@ -21,7 +22,7 @@ PLAIN_HTTP: Final = {
 
 
 def outbound(
-    node: VirtualNode, proxy: Proxy, directory: Directory, *, allow_all: bool
+    node: VirtualNode, proxy: Proxy, directory: Directory, policies: Policies, *, allow_all: bool
 ) -> tuple[list[Config], list[Config]]:
     """Return the listeners and the clusters of what goes out.
 
@@ -44,7 +45,8 @@ def outbound(
     _check_ports(node, redirected, [each for each in called if each.mapping.protocol != "tcp"])
     ports = [each.mapping.port for each in redirected]
     name = f"rds_egress_{node.mesh_name}_{node.virtual_node_name}"
-    manager = filters.manager(name, {"name": name, "virtual_hosts": hosts}, node.spec.logging)
+    table = {"name": name, "virtual_hosts": hosts}
+    manager = filters.manager(name, table, node.spec.logging, before=policies.filters(table))
     listener: Config = {
         "name": f"lds_egress_{LOOPBACK}_{proxy.egress_port}",
         "address": address(LOOPBACK, proxy.egress_port),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
 
 from routing.mesh.compile import matches
 from routing.mesh.compile.messages import Config, milliseconds, number
+from routing.mesh.compile.policies import Policies
+from routing.mesh.compile.splitting import Clusters, mirrored, towards
 from routing.mesh.model.listening import GrpcTimeout, HttpTimeout
 from routing.mesh.model.resources import Route
 from routing.mesh.model.routes import GrpcRetryPolicy, HttpRetryPolicy, WeightedTarget
@@ -24,20 +26,19 @@ DEFAULT_RETRIES: Final[Config] = {
     "num_retries": number(2),
 }
 """App Mesh's own, for a route that says nothing and for a node that is a service."""
-Clusters = Callable[[WeightedTarget], str]
-"""Gives the cluster of a target."""
 
 
 class _Rule(msgspec.Struct, frozen=True):
     """A route of HTTP or gRPC in the terms that both have."""
 
+    path: str
     match: matches.Match
     targets: Sequence[WeightedTarget]
     timeout: HttpTimeout | GrpcTimeout | None
     retries: HttpRetryPolicy | GrpcRetryPolicy | None
 
 
-def of_router(routes: Iterable[Route], port: int, cluster: Clusters) -> list[Config]:
+def of_router(routes: Iterable[Route], port: int, cluster: Clusters, policies: Policies) -> list[Config]:
     """Return the routes of a router for one of its ports, in the order in which they are looked at."""
     rules: list[tuple[matches.Order, str, _Rule]] = []
     for route in routes:
@@ -52,10 +53,12 @@ def of_router(routes: Iterable[Route], port: int, cluster: Clusters) -> list[Con
             "name": name,
             "match": rule.match.config,
             "route": {
-                **towards(rule.targets, cluster),
+                **towards(rule.targets, cluster, policies.of(rule.path).sticky),
+                **mirrored(policies.of(rule.path).mirror, cluster),
                 **times(rule.timeout),
                 "retry_policy": retry_policy(rule.retries),
             },
+            **policies.said(rule.path),
         }
         for _, name, rule in rules
     ]
@@ -74,20 +77,14 @@ def _rule(route: Route, port: int) -> _Rule | None:
         if of_grpc.match.port not in {None, port}:
             return None
         match = matches.grpc(of_grpc.match)
-        return _Rule(match, of_grpc.action.weighted_targets, of_grpc.timeout, of_grpc.retry_policy)
+        return _Rule(
+            route.path, match, of_grpc.action.weighted_targets, of_grpc.timeout, of_grpc.retry_policy
+        )
     of_http = spec.http_route or spec.http2_route
     if of_http is None or of_http.match.port not in {None, port}:
         return None
     match = matches.http(of_http.match)
-    return _Rule(match, of_http.action.weighted_targets, of_http.timeout, of_http.retry_policy)
-
-
-def towards(targets: Sequence[WeightedTarget], cluster: Clusters) -> Config:
-    """Return where requests go."""
-    if len(targets) == 1:
-        return {"cluster": cluster(targets[0])}
-    shares = [{"name": cluster(target), "weight": number(target.weight)} for target in targets]
-    return {"weighted_clusters": {"clusters": shares}}
+    return _Rule(route.path, match, of_http.action.weighted_targets, of_http.timeout, of_http.retry_policy)
 
 
 def connections_towards(targets: Sequence[WeightedTarget], cluster: Clusters) -> Config:

@@ -11,8 +11,11 @@ from typing import Annotated, Final
 
 import msgspec
 
+from routing.mesh.model.faults import Faults
+from routing.mesh.model.rate_limits import LocalRateLimit
 from routing.mesh.model.resources import KINDS, Resource
 from routing.mesh.model.shape import ResourceName, Shape
+from routing.mesh.model.splitting import Mirror, Sticky
 
 PREFIX: Final = "Headworks::Mesh::"
 """Of the type of a policy in a CloudFormation template."""
@@ -37,12 +40,23 @@ class PolicySpec(Shape, frozen=True, kw_only=True):
 
     target: Target = ""
     retry_budget: RetryBudget | None = None
+    faults: Faults | None = None
+    mirror: Mirror | None = None
+    sticky: Sticky | None = None
+    local_rate_limit: LocalRateLimit | None = None
 
 
+WHERE_REQUESTS_ARE: Final = ("virtualNode", "virtualGateway", "route", "gatewayRoute")
 TARGETS: Final[dict[str, tuple[str, ...]]] = {
     "retry_budget": ("virtualNode",),
+    "faults": ("route", "virtualNode"),
+    "mirror": ("route",),
+    "sticky": ("route",),
+    "local_rate_limit": WHERE_REQUESTS_ARE,
 }
 """Which kinds of target may have a member."""
+OF_REQUESTS: Final = frozenset({"faults", "mirror", "sticky", "local_rate_limit"})
+"""What is done to requests, of which there are none where TCP is spoken."""
 
 
 class Policy(Resource, frozen=True, kw_only=True):

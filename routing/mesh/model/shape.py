@@ -18,6 +18,7 @@ HeaderMatch = Annotated[str, Meta(min_length=1, max_length=255)]
 HttpPath = Annotated[str, Meta(min_length=1, max_length=255)]
 IpPreference = Literal["IPv6_PREFERRED", "IPv4_PREFERRED", "IPv4_ONLY", "IPv6_ONLY"]
 Millis = Annotated[int, Meta(ge=0)]
+Percent = Annotated[float, Meta(gt=0, le=100)]
 PortNumber = Annotated[int, Meta(ge=1, le=65_535)]
 Positive = Annotated[int, Meta(ge=1)]
 Priority = Annotated[int, Meta(ge=0, le=1000)]
@@ -34,12 +35,15 @@ class Shape(
     """A structure of the service model; a member that is not required may be None."""
 
     exactly_one: ClassVar[tuple[str, ...]] = ()
+    at_least_one: ClassVar[tuple[str, ...]] = ()
     at_most_one: ClassVar[tuple[tuple[str, ...], ...]] = ()
 
     def __post_init__(self) -> None:
         """Refuse members that exclude each other."""
         if self.exactly_one and len(self._set(self.exactly_one)) != 1:
             self._refuse("exactly one", self.exactly_one)
+        if self.at_least_one and not self._set(self.at_least_one):
+            self._refuse("at least one", self.at_least_one)
         for group in self.at_most_one:
             if len(self._set(group)) > 1:
                 self._refuse("at most one", group)

@@ -1,0 +1,56 @@
+"""What policies make of a proxy: HTTP filters, and what a route says to each of them.
+
+A filter by itself does nothing: what it does is said where a policy's target is, to all routes of a table
+or to one, and a filter is only where something is said to it. Of what is said at both places the more
+specific holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from routing.mesh.compile import faults, local_limits
+from routing.mesh.compile.messages import Config
+from routing.mesh.model.policies import PolicySpec
+from routing.mesh.snapshot import MeshSnapshot
+
+SAID: Final = "typed_per_filter_config"
+"""Where tables, hosts and routes say something to filters, by the filter's name."""
+
+
+class Policies:
+    """The policies of a mesh, as one proxy in it keeps them."""
+
+    def __init__(self, snapshot: MeshSnapshot) -> None:
+        self._snapshot = snapshot
+        self._filters: dict[str, Callable[[], Config]] = {
+            local_limits.NAME: local_limits.filter_,
+            faults.NAME: faults.filter_,
+        }
+
+    def of(self, path: str) -> PolicySpec:
+        """Return what policies say of a resource."""
+        return self._snapshot.policy(path)
+
+    def said(self, path: str) -> Config:
+        """Return what is said to filters of a resource, as a part of a table or of a route."""
+        policy = self.of(path)
+        said: Config = {}
+        if policy.local_rate_limit is not None:
+            said[local_limits.NAME] = local_limits.said(policy.local_rate_limit)
+        if policy.faults is not None:
+            said[faults.NAME] = faults.said(policy.faults)
+        return {SAID: said} if said else {}
+
+    def filters(self, table: Config) -> list[Config]:
+        """Return the filters to which a table of routes says something, the first to act first."""
+        names = {name for each in _places(table) for name in each.get(SAID, ())}
+        return [made() for name, made in self._filters.items() if name in names]
+
+
+def _places(table: Config) -> Iterator[Config]:
+    yield table
+    for host in table["virtual_hosts"]:
+        yield host
+        yield from host["routes"]

@@ -1,0 +1,298 @@
+"""What policies say, done by real Envoys before real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from tests.support import mesh_documents as of
+from tests.support.mesh_client import ONCE, Client, cart, session
+from tests.support.mesh_rig import Envoy, envoys, port
+from tests.support.upstream_servers import Server, servers
+
+pytestmark = [pytest.mark.end_to_end]
+
+HOUR = {"unit": "s", "value": 3600}
+ROUTE = "virtualRouter/cart/route/all"
+
+
+class Shop(collections.UserDict[str, Envoy]):
+    """Running Envoys by name, the servers behind them, and a session to ask with."""
+
+    def __init__(self, asking: aiohttp.ClientSession, edge: int, made: list[Server]) -> None:
+        super().__init__()
+        self.asking = asking
+        self.edge = edge
+        self.servers = made
+
+    @property
+    def front(self) -> Client:
+        return Client(self.asking, self["front"].egress)
+
+    @property
+    def gateway(self) -> Client:
+        return Client(self.asking, self["edge"].url(self.edge))
+
+
+@contextlib.asynccontextmanager
+async def shop(
+    folder: Path,
+    policies: list[of.Document],
+    weights: dict[str, int] | None = None,
+    **route: Any,
+) -> AsyncIterator[Shop]:
+    """Run a caller and a gateway before two versions of a service."""
+    ports = {"v1": port(), "v2": port()}
+    edge = port()
+    documents = [
+        *cart(ports, of.route("cart", "all", weights or {"v1": 1}, **route)),
+        of.gateway("edge", edge),
+        of.gateway_route("edge", "all", "cart.local", {"prefix": "/"}),
+        of.gateway_route("edge", "own", "cart.local", {"prefix": "/own/"}),
+    ]
+    snapshot = of.snapshot(folder, *documents, *policies)
+    async with servers(2) as made, session() as asking:
+        applications: dict[str, dict[int, int]] = {"front": {}, "edge": {}}
+        applications |= {name: {ports[name]: server.port} for name, server in zip(ports, made, strict=True)}
+        found = Shop(asking, edge, made)
+        async with envoys(folder, snapshot, applications) as running:
+            found.update(running)
+            yield found
+
+
+def within(count: int, of_all: int, share: float) -> bool:
+    """Return whether a count is what a share of many gives but once in 15,000 times."""
+    return abs(count - of_all * share) <= 4 * math.sqrt(of_all * share * (1 - share))
+
+
+async def statuses(client: Client, count: int, path: str = "/") -> collections.Counter[int]:
+    seen: collections.Counter[int] = collections.Counter()
+    for (status, _), times in (await client.many(count, path=path)).items():
+        seen[status] += times
+    return seen
+
+
+async def until(reached: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not reached():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_node_takes_as_many_requests_as_its_limit_says_from_all_callers(tmp_path: Path) -> None:
+    limit = {"requests": 30, "per": HOUR}
+    async with shop(tmp_path, [of.policy("few", "virtualNode/v1", localRateLimit=limit)]) as running:
+        one, _ = running.servers
+        seen = await statuses(running.front, 50) + await statuses(running.gateway, 50)
+        assert seen == {200: 30, 429: 70}
+        assert one.seen == 30
+        url = running["front"].egress
+        async with running.asking.get(url, headers={"Host": "cart.local"}) as answer:
+            assert answer.status == 429
+            assert answer.headers["Retry-After"] == "120"
+            assert answer.headers["X-RateLimit-Limit"] == "30"
+            assert answer.headers["X-RateLimit-Remaining"] == "0"
+
+
+async def test_a_burst_is_smaller_or_larger_than_the_rate_and_comes_back(tmp_path: Path) -> None:
+    limit = {"requests": 600, "per": {"unit": "s", "value": 60}, "burst": 5}
+    async with shop(tmp_path, [of.policy("few", "virtualNode/v1", localRateLimit=limit)]) as running:
+        started_s = time.monotonic()
+        seen = await statuses(running.front, 100)
+        most = 5 + 10 * (time.monotonic() - started_s) + 1
+        assert 5 <= seen[200] <= most
+        async with asyncio.timeout(30):
+            while (await running.front.ask())[0] != 200:
+                await asyncio.sleep(0.05)
+
+
+async def test_limits_of_a_gateway_its_routes_and_the_routes_of_services_count_once(tmp_path: Path) -> None:
+    policies = [
+        of.policy("edge", "virtualGateway/edge", localRateLimit={"requests": 20, "per": HOUR}),
+        of.policy("own", "virtualGateway/edge/gatewayRoute/own", localRateLimit={"requests": 7, "per": HOUR}),
+        of.policy("route", ROUTE, localRateLimit={"requests": 25, "per": HOUR}),
+    ]
+    async with shop(tmp_path, policies) as running:
+        one, _ = running.servers
+        assert await statuses(running.gateway, 40) == {200: 20, 429: 20}
+        # What is said of a gateway route holds in place of what is said of its gateway; 5 of 25 are left.
+        assert await statuses(running.gateway, 40, "/own/x") == {200: 5, 429: 35}
+        assert one.seen == 25
+        assert await statuses(running.front, 40) == {200: 25, 429: 15}  # each proxy has a bucket of its own
+
+
+@pytest.mark.parametrize("target", [ROUTE, "virtualNode/v1"])
+async def test_faults_are_made_for_their_shares_of_requests(tmp_path: Path, target: str) -> None:
+    count = 1500
+    faults = {
+        "delay": {"duration": {"unit": "ms", "value": 300}, "percent": 10},
+        "abort": {"status": 503, "percent": 20},
+    }
+    async with shop(tmp_path, [of.policy("bad", target, faults=faults)], **ONCE) as running:
+        one, _ = running.servers
+        waited = 0
+        seen: collections.Counter[int] = collections.Counter()
+        left = iter(range(count))
+
+        async def some() -> None:
+            nonlocal waited
+            for _ in left:
+                started_s = time.monotonic()
+                status, _ = await running.front.ask()
+                waited += time.monotonic() - started_s >= 0.25
+                seen[status] += 1
+
+        await asyncio.gather(*[some() for _ in range(16)])
+        assert set(seen) == {200, 503}
+        assert within(seen[503], count, 0.2)
+        assert one.seen == seen[200]
+        name, of_whom = (
+            ("front", "rds_egress_shop_front") if target == ROUTE else ("v1", "cds_ingress_shop_v1_http")
+        )
+        delays = 0
+        async with running.asking.get(f"http://127.0.0.1:{running[name].proxy.admin_port}/stats") as answer:
+            for line in (await answer.text()).splitlines():
+                if line.startswith(f"http.{of_whom}") and "fault.delays_injected" in line:
+                    delays += int(line.rsplit(" ", 1)[1])
+        assert within(delays, count, 0.1)
+        assert waited >= delays
+
+
+async def test_a_share_of_requests_is_mirrored_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    count = 1000
+    mirror = {"virtualNode": "v2", "percent": 30}
+    async with shop(tmp_path, [of.policy("copy", ROUTE, mirror=mirror)]) as running:
+        one, two = running.servers
+        heard: list[tuple[str, str, bytes]] = []
+
+        async def broken(request: web.Request) -> web.Response:
+            heard.append((request.host, request.path_qs, await request.read()))
+            raise ConnectionResetError
+
+        two.behaviour = broken
+        seen: collections.Counter[tuple[int, str]] = collections.Counter()
+        left = iter(range(count))
+
+        async def some() -> None:
+            for index in left:
+                url = f"{running['front'].egress}/x?n={index}"
+                async with running.asking.post(url, headers={"Host": "cart.local"}, data=b"body") as answer:
+                    seen[answer.status, (await answer.text())[0]] += 1
+
+        await asyncio.gather(*[some() for _ in range(16)])
+        assert seen == {(200, "a"): count}
+        assert one.seen == count
+        await until(lambda: within(len(heard), count, 0.3))
+        host, path, body = heard[0]
+        assert (host, path[:5], body) == ("cart.local", "/x?n=", b"body")
+        assert len({path for _, path, _ in heard}) == len(heard)
+
+
+async def test_a_gateway_mirrors_too_and_a_mirror_that_never_answers_costs_nothing(tmp_path: Path) -> None:
+    async with shop(tmp_path, [of.policy("copy", ROUTE, mirror={"virtualNode": "v2"})]) as running:
+        one, two = running.servers
+        for_ever = asyncio.Event()
+
+        async def silent(_: web.Request) -> web.Response:
+            await for_ever.wait()
+            return web.Response()
+
+        two.behaviour = silent
+        assert set(await running.gateway.many(100, at_once=8)) == {(200, "a")}
+        await until(lambda: two.seen == 100)
+        assert one.seen == 100
+        for_ever.set()
+
+
+async def test_a_device_is_always_sent_to_the_same_version(tmp_path: Path) -> None:
+    devices = [f"device-{index:05}" for index in range(2000)]
+
+    async def assigned(client: Client) -> dict[str, str]:
+        found: dict[str, str] = {}
+        left = iter(devices)
+
+        async def some() -> None:
+            for device in left:
+                status, text = await client.ask(headers={"x-device-id": device})
+                assert status == 200
+                found[device] = text[0]
+
+        await asyncio.gather(*[some() for _ in range(16)])
+        return found
+
+    policies = [of.policy("same", ROUTE, sticky={"header": "x-device-id"})]
+    async with shop(tmp_path / "first", policies, {"v1": 7, "v2": 3}) as running:
+        first = await assigned(running.front)
+        assert within(sum(to == "b" for to in first.values()), len(devices), 0.3)
+        assert await assigned(running.front) == first
+        assert await assigned(running.gateway) == first  # any proxy sends it to the same
+        by_chance = await running.front.many(200)
+        assert set(by_chance) == {(200, "a"), (200, "b")}
+    async with shop(tmp_path / "later", policies, {"v1": 60, "v2": 40}) as running:
+        later = await assigned(running.front)
+        assert within(sum(to == "b" for to in later.values()), len(devices), 0.4)
+        moved = [device for device in devices if later[device] != first[device]]
+        assert {(first[device], later[device]) for device in moved} == {("a", "b")}
+        assert within(len(moved), len(devices), 0.1)
+
+
+async def test_a_budget_stops_a_storm_of_retries(tmp_path: Path) -> None:
+    count = 400
+    retries = {
+        "maxRetries": 5,
+        "perRetryTimeout": {"unit": "s", "value": 10},
+        "httpRetryEvents": ["server-error"],
+    }
+
+    async def failing(_: web.Request) -> web.Response:
+        await asyncio.sleep(0.05)
+        return web.Response(status=503)
+
+    async def asked(folder: Path, policies: list[of.Document]) -> int:
+        async with shop(folder, policies, retryPolicy=retries) as running:
+            one, _ = running.servers
+            one.behaviour = failing
+            assert set(await running.front.many(count, at_once=50)) == {(503, "")}
+            return one.seen
+
+    assert await asked(tmp_path / "all", []) == 6 * count
+    few = of.policy("few", "virtualNode/v1", retryBudget={"percent": 10, "minRetries": 1})
+    assert await asked(tmp_path / "few", [few]) < 1.5 * count
+
+
+async def test_a_request_takes_more_than_15_s_where_the_route_and_the_listener_say_so(tmp_path: Path) -> None:
+    longer = {"http": {"perRequest": {"unit": "s", "value": 30}}}
+    ports = {"v1": port(), "v2": port()}
+    routes = [
+        of.route("cart", "long", {"v1": 1}, match={"prefix": "/long"}, timeout=longer["http"]),
+        of.route("cart", "listener", {"v2": 1}, match={"prefix": "/listener"}, timeout=longer["http"]),
+        of.route("cart", "route", {"v1": 1}, match={"prefix": "/route"}),
+    ]
+    documents = cart(ports, *routes, timeout=longer)
+    documents[-4] = of.node("v2", ports["v2"])  # its listener says nothing
+    snapshot = of.snapshot(tmp_path, *documents)
+
+    async def slow(_: web.Request) -> web.Response:
+        await asyncio.sleep(16.5)
+        return web.Response(text="done")
+
+    async with servers(2) as (one, two), session() as asking:
+        one.behaviour = two.behaviour = slow
+        applications: dict[str, dict[int, int]] = {
+            "front": {},
+            "v1": {ports["v1"]: one.port},
+            "v2": {ports["v2"]: two.port},
+        }
+        async with envoys(tmp_path, snapshot, applications) as running:
+            client = Client(asking, running["front"].egress)
+            answers = await asyncio.gather(*[client.ask(path) for path in ("/long", "/listener", "/route")])
+    assert [status for status, _ in answers] == [200, 504, 504]

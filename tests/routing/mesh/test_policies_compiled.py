@@ -1,0 +1,189 @@
+"""What is compiled of policies, that Envoy takes it, and that what cannot be meant is named by its field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from routing.mesh.compile.messages import as_json
+from routing.mesh.compile.node import compiled, static
+from routing.mesh.compile.proxy import Proxy
+from routing.mesh.compile.splitting import STEPS, steps
+from routing.mesh.documents.reading import read
+from routing.mesh.meshes import meshes_of
+from routing.mesh.snapshot import MeshSnapshot
+from tests.support import mesh_documents as of
+from tests.support.mesh_rig import exported, validated
+
+CHECK = {
+    "healthyThreshold": 2, "intervalMillis": 5000, "timeoutMillis": 2000, "unhealthyThreshold": 3,
+    "protocol": "http", "path": "/up",
+}  # fmt: skip
+TLS = {"mode": "PERMISSIVE", "certificate": {"file": {"certificateChain": "/c.pem", "privateKey": "/k.pem"}}}
+NODE = "virtualNode/cart-1"
+ROUTE = "virtualRouter/cart/route/all"
+GATEWAY = "virtualGateway/edge"
+GATEWAY_ROUTE = f"{GATEWAY}/gatewayRoute/in"
+SHOP = [
+    of.mesh(),
+    of.node("front", 8080, backends=("cart",)),
+    of.node("cart-1", 8081, healthCheck=CHECK),
+    of.node("cart-2", 8082),
+    of.node("stock", 5432, protocol="tcp"),
+    of.router("cart"),
+    of.route("cart", "all", {"cart-1": 2, "cart-2": 1}),
+    of.router("stock", 5432, "tcp"),
+    of.route("stock", "all", {"stock": 1}, kind="tcpRoute"),
+    of.service("cart", router="cart"),
+    of.gateway("edge", 80),
+    of.gateway_route("edge", "in", "cart", {"prefix": "/"}),
+]
+MINUTE = {"unit": "s", "value": 60}
+FAULTS = {
+    "delay": {"duration": {"unit": "ms", "value": 200}, "percent": 12.5},
+    "abort": {"status": 503, "percent": 0.0001},
+}
+LIMIT = {"requests": 100, "per": MINUTE, "burst": 20}
+EVERYWHERE: dict[str, dict[str, of.Document]] = {
+    NODE: {"faults": FAULTS, "localRateLimit": LIMIT, "retryBudget": {}},
+    ROUTE: {
+        "faults": FAULTS,
+        "localRateLimit": LIMIT,
+        "mirror": {"virtualNode": "cart-2", "percent": 1.5},
+        "sticky": {"header": "x-device-id"},
+    },
+    GATEWAY: {"localRateLimit": LIMIT},
+    GATEWAY_ROUTE: {"localRateLimit": LIMIT},
+}
+"""Every member, at every kind of target that may have it."""
+
+
+def policies(of_target: dict[str, dict[str, of.Document]]) -> list[of.Document]:
+    return [
+        of.policy(f"p{index}", target, **members) for index, (target, members) in enumerate(of_target.items())
+    ]
+
+
+def managers(snapshot: MeshSnapshot, name: str) -> dict[str, Any]:
+    """Return the connection managers of a proxy by the name of their routes."""
+    of_name = snapshot.nodes.get(name) or snapshot.gateways[name]
+    made: Any = as_json(static(compiled(snapshot, of_name, Proxy()), Proxy()))
+    filters = [
+        one["typed_config"]
+        for listener in made["static_resources"]["listeners"]
+        for chain in listener["filter_chains"]
+        for one in chain["filters"]
+    ]
+    return {one["route_config"]["name"]: one for one in filters if "route_config" in one}
+
+
+def names(manager: Any) -> list[str]:
+    return [each["name"].removeprefix("envoy.filters.http.") for each in manager["http_filters"]]
+
+
+def problems(folder: Path, **members: of.Document) -> list[str]:
+    target = members.pop("target")
+    given = of.written(folder, *SHOP, of.policy("p", str(target), **members))
+    found = meshes_of(read(given, {})).problems
+    return [str(problem).replace("error: mesh.json mesh/shop/policy/p ", "") for problem in found]
+
+
+@pytest.mark.parametrize("name", ["front", "cart-1", "edge"])
+def test_envoy_takes_all_policies_everywhere(tmp_path: Path, name: str) -> None:
+    snapshot = of.snapshot(tmp_path, *SHOP, *policies(EVERYWHERE))
+    validated(exported(tmp_path, snapshot, name, Proxy()))
+
+
+@pytest.mark.parametrize(("target", "member"), [(to, each) for to, has in EVERYWHERE.items() for each in has])
+def test_envoy_takes_each_policy_alone(tmp_path: Path, target: str, member: str) -> None:
+    snapshot = of.snapshot(tmp_path, *SHOP, *policies({target: {member: EVERYWHERE[target][member]}}))
+    validated(exported(tmp_path, snapshot, {NODE: "cart-1", ROUTE: "front"}.get(target, "edge"), Proxy()))
+
+
+def test_filters_are_only_where_a_policy_needs_them(tmp_path: Path) -> None:
+    made = managers(of.snapshot(tmp_path, *SHOP), "edge") | managers(of.snapshot(tmp_path, *SHOP), "cart-1")
+    assert {name: names(manager) for name, manager in made.items()} == {name: ["router"] for name in made}
+    snapshot = of.snapshot(tmp_path, *SHOP, *policies({ROUTE: {"faults": FAULTS}}))
+    made = managers(snapshot, "edge")
+    assert names(made["rds_ingress_shop_edge_80"]) == ["router"]
+    assert names(made["rds_services_80"]) == ["fault", "router"]
+    assert names(managers(snapshot, "front")["rds_egress_shop_front"]) == ["fault", "router"]
+
+
+def test_filters_have_an_order(tmp_path: Path) -> None:
+    snapshot = of.snapshot(tmp_path, *SHOP, *policies(EVERYWHERE))
+    inbound = managers(snapshot, "cart-1")["cds_ingress_shop_cart-1_http_8081"]
+    assert names(inbound) == ["local_ratelimit", "fault", "router"]
+
+
+def test_health_checks_are_not_policed(tmp_path: Path) -> None:
+    snapshot = of.snapshot(tmp_path, *SHOP, *policies({NODE: {"localRateLimit": LIMIT}}))
+    manager = managers(snapshot, "cart-1")["cds_ingress_shop_cart-1_http_8081"]
+    checked, everything = manager["route_config"]["virtual_hosts"][0]["routes"]
+    assert checked["match"]["path"] == "/up"
+    assert "typed_per_filter_config" not in checked
+    assert list(everything["typed_per_filter_config"]) == ["envoy.filters.http.local_ratelimit"]
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        (
+            {"target": NODE, "faults": {}},
+            "spec.faults: at least one of delay, abort must be set, not none",
+        ),
+        (
+            {"target": NODE, "faults": {"delay": {"duration": {"value": 0}, "percent": 1}}},
+            "spec.faults.delay: duration must be more than 0 and at most an hour",
+        ),
+        (
+            {"target": NODE, "faults": {"abort": {"status": 503, "percent": 101}}},
+            "spec.faults.abort.percent: Expected `float` <= 100.0",
+        ),
+        (
+            {"target": NODE, "faults": {"abort": {"status": 200, "percent": 10}}},
+            "spec.faults.abort.status: Expected `int` >= 400",
+        ),
+        (
+            {"target": NODE, "localRateLimit": {"requests": 0, "per": MINUTE}},
+            "spec.localRateLimit.requests: Expected `int` >= 1",
+        ),
+        (
+            {"target": NODE, "localRateLimit": {"requests": 1, "per": {"unit": "ms", "value": 49}}},
+            "spec.localRateLimit: per must be 50 ms at least and a day at most",
+        ),
+        (
+            {"target": GATEWAY, "faults": FAULTS},
+            "spec.faults: is for route and virtualNode, not virtualGateway",
+        ),
+        (
+            {"target": ROUTE, "mirror": {"virtualNode": "gone"}},
+            "spec.mirror.virtualNode: there is no mesh/shop/virtualNode/gone",
+        ),
+        (
+            {"target": ROUTE, "mirror": {"virtualNode": "cart-1", "port": 1}},
+            "spec.mirror.virtualNode: mesh/shop/virtualNode/cart-1 does not listen on port 1, but on 8081",
+        ),
+        (
+            {"target": "virtualNode/stock", "localRateLimit": LIMIT},
+            "spec.localRateLimit: is of requests, and port 5432 of mesh/shop/virtualNode/stock speaks TCP",
+        ),
+        (
+            {"target": "virtualRouter/stock/route/all", "sticky": {"header": "x"}},
+            "spec.sticky: is of requests, and mesh/shop/virtualRouter/stock/route/all has connections only",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_policy_is_named_by_its_field(
+    tmp_path: Path, members: dict[str, Any], said: str
+) -> None:
+    assert problems(tmp_path, **members) == [said]
+
+
+def test_sticky_weights_of_the_same_shares_are_the_same() -> None:
+    assert steps([1, 1]) == steps([50, 50]) == [500_000, 500_000]
+    assert steps([90, 10]) == steps([9, 1]) == [900_000, 100_000]
+    assert steps([0, 3]) == [0, STEPS]
+    assert sum(steps([1, 1, 1])) == STEPS
