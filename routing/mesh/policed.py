@@ -26,6 +26,13 @@ def unseen(target: Resource | None) -> str:
 
 def unclear(policy: Policy, known: dict[str, Resource]) -> Iterator[Fault]:
     """Yield what a policy does not say, and must."""
+    target = known.get(policy.target_path)
+    if policy.spec.jwt is not None and isinstance(target, VirtualNode):
+        for listener in target.spec.listeners or ():
+            check = listener.health_check
+            if check is not None and check.protocol in {"http", "http2"} and check.path in {None, "/"}:
+                text = f"would not hold for GET /, the health check of port {listener.port_mapping.port}"
+                yield "spec.jwt", f"{text}: give the check a path of its own"
     mirror = policy.spec.mirror
     if mirror is not None:
         node = known.get(f"mesh/{policy.mesh_name}/virtualNode/{mirror.virtual_node}")

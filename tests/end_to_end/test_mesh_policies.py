@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import json
 import math
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import jwt
 import pytest
+import trustme
 from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric import ec
+from jwt.algorithms import ECAlgorithm
 
 from tests.support import mesh_documents as of
 from tests.support.mesh_client import ONCE, Client, cart, session
@@ -296,3 +302,121 @@ async def test_a_request_takes_more_than_15_s_where_the_route_and_the_listener_s
             client = Client(asking, running["front"].egress)
             answers = await asyncio.gather(*[client.ask(path) for path in ("/long", "/listener", "/route")])
     assert [status for status, _ in answers] == [200, 504, 504]
+
+
+LATER = 4_000_000_000
+ISSUER = "https://issuer.example"
+KEYS = {kid: ec.generate_private_key(ec.SECP256R1()) for kid in ("old", "new", "foreign")}
+
+
+def jwks(*kids: str) -> str:
+    keys = [{**ECAlgorithm.to_jwk(KEYS[kid].public_key(), as_dict=True), "kid": kid} for kid in kids]
+    return json.dumps({"keys": keys})
+
+
+def bearer(kid: str = "old", *, key: str = "", **claims: Any) -> dict[str, str]:
+    said = {"iss": ISSUER, "aud": "shop", "sub": "jo", "exp": LATER, **claims}
+    said = {name: value for name, value in said.items() if value is not None}
+    token = jwt.encode(said, KEYS[key or kid], algorithm="ES256", headers={"kid": kid})
+    return {"Authorization": f"Bearer {token}"}
+
+
+async def echo(request: web.Request) -> web.Response:
+    return web.json_response(dict(request.headers))
+
+
+def tokens(jwks: of.Document, **more: object) -> of.Document:
+    return {"issuer": ISSUER, "audiences": ["shop", "cart"], "jwks": jwks, **more}
+
+
+async def test_a_node_takes_requests_with_a_good_token_alone(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    file.write_text(jwks("old"))
+    policy = of.policy("who", "virtualNode/v1", jwt=tokens({"file": str(file)}))
+    async with shop(tmp_path / "mesh", [policy]) as running:
+        one, _ = running.servers
+        one.behaviour = echo
+        status, text = await running.front.ask(headers=bearer())
+        assert status == 200
+        assert "Authorization" not in json.loads(text)
+        assert (await running.gateway.ask(headers=bearer(aud=["other", "cart"])))[0] == 200
+        refused = {
+            "missing": {},
+            "expired": bearer(exp=1_700_000_000),
+            "without an end": bearer(exp=None),
+            "of another issuer": bearer(iss="https://other.example"),
+            "for somebody else": bearer(aud="other"),
+            "signed by another": bearer("old", key="foreign"),
+            "of a key that nobody knows": bearer("foreign"),
+            "not a token": {"Authorization": "Bearer a.b.c"},
+            "unsigned": {"Authorization": f"Bearer {unsigned()}"},
+        }
+        seen = {name: (await running.front.ask(headers=sent))[0] for name, sent in refused.items()}
+        assert seen == {name: 403 if name == "for somebody else" else 401 for name in refused}
+        token = bearer()["Authorization"].removeprefix("Bearer ")
+        assert (await running.front.ask(f"/?access_token={token}"))[0] == 401
+        assert one.seen == 2
+
+
+def unsigned() -> str:
+    return jwt.encode({"iss": ISSUER, "aud": "shop", "exp": LATER}, "", algorithm="none")
+
+
+async def test_a_gateway_route_may_let_through_who_has_no_token(tmp_path: Path) -> None:
+    keys = {"inline": jwks("old")}
+    policies = [
+        of.policy("all", "virtualGateway/edge", jwt=tokens(keys)),
+        of.policy(
+            "some",
+            "virtualGateway/edge/gatewayRoute/own",
+            jwt=tokens(keys, allowMissing=True, forward=True),
+        ),
+    ]
+    async with shop(tmp_path, policies) as running:
+        one, _ = running.servers
+        one.behaviour = echo
+        assert (await running.gateway.ask("/"))[0] == 401
+        assert (await running.gateway.ask("/", headers=bearer()))[0] == 200
+        assert (await running.gateway.ask("/own/x"))[0] == 200
+        assert (await running.gateway.ask("/own/x", headers=bearer(aud="other")))[0] == 403
+        status, text = await running.gateway.ask("/own/x", headers=bearer())
+        assert (status, "Authorization" in json.loads(text)) == (200, True)
+        assert (await running.front.ask("/"))[0] == 200  # inside, nobody asks
+
+
+async def test_keys_behind_an_address_are_fetched_with_tls_and_rotate(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(context)
+    issuer = Server("issuer", context)
+    known = ["old"]
+
+    async def keys(_: web.Request) -> web.Response:
+        return web.Response(text=jwks(*known))
+
+    issuer.behaviour = keys
+    await issuer.start()
+    remote = {
+        "uri": f"https://localhost:{issuer.port}/keys",
+        "certificateChain": str(tmp_path / "ca.pem"),
+        "cacheDuration": {"unit": "s", "value": 1},
+    }
+    policy = of.policy("who", "virtualNode/v1", jwt=tokens({"remote": remote}))
+    try:
+        async with shop(tmp_path / "mesh", [policy], **ONCE) as running:
+
+            async def answered(kid: str, status: int) -> None:
+                async with asyncio.timeout(30):
+                    while (await running.front.ask(headers=bearer(kid)))[0] != status:
+                        await asyncio.sleep(0.05)
+
+            assert (await running.front.ask(headers=bearer("old")))[
+                0
+            ] == 200  # was fetched before it was asked
+            assert (await running.front.ask(headers=bearer("new")))[0] == 401
+            known[:] = ["new"]
+            await answered("new", 200)
+            await answered("old", 401)
+    finally:
+        await issuer.kill()

@@ -34,6 +34,7 @@ def said(limit: LocalRateLimit) -> Message:
             },
             "filter_enabled": {"default_value": share(100)},
             "filter_enforced": {"default_value": share(100)},
+            "rate_limited_as_resource_exhausted": True,
             "enable_x_ratelimit_headers": "DRAFT_VERSION_03",
             "response_headers_to_add": [
                 {"header": retry_after, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}

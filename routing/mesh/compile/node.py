@@ -76,7 +76,7 @@ def _configs(
         listeners, clusters = inbound(of, proxy, preference, policies)
         more_listeners, more_clusters = outbound(of, proxy, directory, policies, allow_all=allow_all)
         listeners, clusters = [*listeners, *more_listeners], [*clusters, *more_clusters]
-    clusters += directory.clusters
+    clusters += [*directory.clusters, *policies.clusters]
     if any(uses_sds(tls) for tls in _all_tls(of)):
         if not proxy.sds_socket:
             raise uncompilable(of.path, "spec", "has secrets of a Secret Discovery Service: give its socket")

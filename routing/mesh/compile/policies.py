@@ -7,10 +7,10 @@ specific holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
-from routing.mesh.compile import faults, local_limits
+from routing.mesh.compile import faults, jwt, local_limits
 from routing.mesh.compile.messages import Config
 from routing.mesh.model.policies import PolicySpec
 from routing.mesh.snapshot import MeshSnapshot
@@ -24,10 +24,12 @@ class Policies:
 
     def __init__(self, snapshot: MeshSnapshot) -> None:
         self._snapshot = snapshot
-        self._filters: dict[str, Callable[[], Config]] = {
-            local_limits.NAME: local_limits.filter_,
-            faults.NAME: faults.filter_,
-        }
+        self._clusters: dict[str, Config] = {}
+
+    @property
+    def clusters(self) -> list[Config]:
+        """The clusters of all that the filters which have been asked for need."""
+        return list(self._clusters.values())
 
     def of(self, path: str) -> PolicySpec:
         """Return what policies say of a resource."""
@@ -37,6 +39,8 @@ class Policies:
         """Return what is said to filters of a resource, as a part of a table or of a route."""
         policy = self.of(path)
         said: Config = {}
+        if policy.jwt is not None:
+            said[jwt.NAME] = jwt.said(path)
         if policy.local_rate_limit is not None:
             said[local_limits.NAME] = local_limits.said(policy.local_rate_limit)
         if policy.faults is not None:
@@ -45,8 +49,25 @@ class Policies:
 
     def filters(self, table: Config) -> list[Config]:
         """Return the filters to which a table of routes says something, the first to act first."""
-        names = {name for each in _places(table) for name in each.get(SAID, ())}
-        return [made() for name, made in self._filters.items() if name in names]
+        said = [one for place in _places(table) for one in place.get(SAID, {}).items()]
+        names = {name for name, _ in said}
+        made = []
+        if jwt.NAME in names:
+            made.append(self._tokens({jwt.path_in(message) for name, message in said if name == jwt.NAME}))
+        if local_limits.NAME in names:
+            made.append(local_limits.filter_())
+        if faults.NAME in names:
+            made.append(faults.filter_())
+        return made
+
+    def _tokens(self, paths: set[str]) -> Config:
+        """Return the filter of tokens that the policies of paths ask for."""
+        of_paths = {path: found for path in sorted(paths) if (found := self.of(path).jwt) is not None}
+        for path, each in of_paths.items():
+            if each.jwks.remote is not None:
+                cluster = jwt.keys_cluster(path, each.jwks.remote)
+                self._clusters[cluster["name"]] = cluster
+        return jwt.filter_(of_paths)
 
 
 def _places(table: Config) -> Iterator[Config]:

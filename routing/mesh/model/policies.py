@@ -12,6 +12,7 @@ from typing import Annotated, Final
 import msgspec
 
 from routing.mesh.model.faults import Faults
+from routing.mesh.model.jwt import Jwt
 from routing.mesh.model.rate_limits import LocalRateLimit
 from routing.mesh.model.resources import KINDS, Resource
 from routing.mesh.model.shape import ResourceName, Shape
@@ -44,6 +45,7 @@ class PolicySpec(Shape, frozen=True, kw_only=True):
     mirror: Mirror | None = None
     sticky: Sticky | None = None
     local_rate_limit: LocalRateLimit | None = None
+    jwt: Jwt | None = None
 
 
 WHERE_REQUESTS_ARE: Final = ("virtualNode", "virtualGateway", "route", "gatewayRoute")
@@ -53,9 +55,10 @@ TARGETS: Final[dict[str, tuple[str, ...]]] = {
     "mirror": ("route",),
     "sticky": ("route",),
     "local_rate_limit": WHERE_REQUESTS_ARE,
+    "jwt": WHERE_REQUESTS_ARE,
 }
 """Which kinds of target may have a member."""
-OF_REQUESTS: Final = frozenset({"faults", "mirror", "sticky", "local_rate_limit"})
+OF_REQUESTS: Final = frozenset({"faults", "mirror", "sticky", "local_rate_limit", "jwt"})
 """What is done to requests, of which there are none where TCP is spoken."""
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
+from cryptography.hazmat.primitives.asymmetric import ec
+from jwt.algorithms import ECAlgorithm
 
 from routing.mesh.compile.messages import as_json
 from routing.mesh.compile.node import compiled, static
@@ -21,7 +25,6 @@ CHECK = {
     "healthyThreshold": 2, "intervalMillis": 5000, "timeoutMillis": 2000, "unhealthyThreshold": 3,
     "protocol": "http", "path": "/up",
 }  # fmt: skip
-TLS = {"mode": "PERMISSIVE", "certificate": {"file": {"certificateChain": "/c.pem", "privateKey": "/k.pem"}}}
 NODE = "virtualNode/cart-1"
 ROUTE = "virtualRouter/cart/route/all"
 GATEWAY = "virtualGateway/edge"
@@ -45,17 +48,24 @@ FAULTS = {
     "delay": {"duration": {"unit": "ms", "value": 200}, "percent": 12.5},
     "abort": {"status": 503, "percent": 0.0001},
 }
+KEY = ec.generate_private_key(ec.SECP256R1())
+PRIVATE = ECAlgorithm.to_jwk(KEY, as_dict=True)
+PUBLIC = ECAlgorithm.to_jwk(KEY.public_key(), as_dict=True)
+OF_WHOM: of.Document = {"issuer": "https://issuer.example", "audiences": ["cart", "shop"]}
+JWT: of.Document = {**OF_WHOM, "jwks": {"inline": json.dumps({"keys": [PUBLIC]})}, "forward": True}
+REMOTE = {"uri": "https://issuer.example/keys", "certificateChain": "/etc/hostname"}
 LIMIT = {"requests": 100, "per": MINUTE, "burst": 20}
 EVERYWHERE: dict[str, dict[str, of.Document]] = {
-    NODE: {"faults": FAULTS, "localRateLimit": LIMIT, "retryBudget": {}},
+    NODE: {"faults": FAULTS, "localRateLimit": LIMIT, "retryBudget": {}, "jwt": JWT},
     ROUTE: {
         "faults": FAULTS,
         "localRateLimit": LIMIT,
         "mirror": {"virtualNode": "cart-2", "percent": 1.5},
         "sticky": {"header": "x-device-id"},
+        "jwt": JWT,
     },
-    GATEWAY: {"localRateLimit": LIMIT},
-    GATEWAY_ROUTE: {"localRateLimit": LIMIT},
+    GATEWAY: {"localRateLimit": LIMIT, "jwt": JWT},
+    GATEWAY_ROUTE: {"localRateLimit": LIMIT, "jwt": {**JWT, "allowMissing": True}},
 }
 """Every member, at every kind of target that may have it."""
 
@@ -115,7 +125,7 @@ def test_filters_are_only_where_a_policy_needs_them(tmp_path: Path) -> None:
 def test_filters_have_an_order(tmp_path: Path) -> None:
     snapshot = of.snapshot(tmp_path, *SHOP, *policies(EVERYWHERE))
     inbound = managers(snapshot, "cart-1")["cds_ingress_shop_cart-1_http_8081"]
-    assert names(inbound) == ["local_ratelimit", "fault", "router"]
+    assert names(inbound) == ["jwt_authn", "local_ratelimit", "fault", "router"]
 
 
 def test_health_checks_are_not_policed(tmp_path: Path) -> None:
@@ -155,6 +165,33 @@ def test_health_checks_are_not_policed(tmp_path: Path) -> None:
             "spec.localRateLimit: per must be 50 ms at least and a day at most",
         ),
         (
+            {"target": GATEWAY, "jwt": {**OF_WHOM, "jwks": {}}},
+            "spec.jwt.jwks: exactly one of file, inline, remote must be set, not none",
+        ),
+        (
+            {"target": GATEWAY, "jwt": {**JWT, "audiences": []}},
+            "spec.jwt.audiences: Expected `array` of length >= 1",
+        ),
+        (
+            {"target": GATEWAY, "jwt": {**OF_WHOM, "jwks": {"inline": json.dumps({"keys": [PRIVATE]})}}},
+            "spec.jwt.jwks: inline has a secret, in key 0: give the public part alone",
+        ),
+        (
+            {"target": GATEWAY, "jwt": {**OF_WHOM, "jwks": {"inline": "keys"}}},
+            "spec.jwt.jwks: inline is no JSON Web Key Set: JSON is malformed: invalid character (byte 0)",
+        ),
+        (
+            {"target": GATEWAY, "jwt": {**OF_WHOM, "jwks": {"remote": {**REMOTE, "uri": "http://a/k"}}}},
+            "spec.jwt.jwks.remote.uri: Expected `str` matching regex '^https://[^/?#@]+(/[^#]*)?$'",
+        ),
+        (
+            {
+                "target": GATEWAY,
+                "jwt": {**OF_WHOM, "jwks": {"remote": {**REMOTE, "cacheDuration": {"value": 0}}}},
+            },
+            "spec.jwt.jwks.remote: cacheDuration must be a second at least and a day at most",
+        ),
+        (
             {"target": GATEWAY, "faults": FAULTS},
             "spec.faults: is for route and virtualNode, not virtualGateway",
         ),
@@ -187,3 +224,33 @@ def test_sticky_weights_of_the_same_shares_are_the_same() -> None:
     assert steps([90, 10]) == steps([9, 1]) == [900_000, 100_000]
     assert steps([0, 3]) == [0, STEPS]
     assert sum(steps([1, 1, 1])) == STEPS
+
+
+@pytest.mark.parametrize(("host", "sni"), [("issuer.example", "issuer.example"), ("127.0.0.1", None)])
+def test_keys_are_fetched_from_who_has_a_certificate_of_that_name(
+    tmp_path: Path, host: str, sni: str | None
+) -> None:
+    remote = {"uri": f"https://{host}:8443/keys?a=b", "certificateChain": str(authority(tmp_path))}
+    documents = policies({GATEWAY: {"jwt": {**OF_WHOM, "jwks": {"remote": remote}}}})
+    snapshot = of.snapshot(tmp_path / "mesh", *SHOP, *documents)
+    validated(exported(tmp_path, snapshot, "edge", Proxy()))
+    made: Any = as_json(static(compiled(snapshot, snapshot.gateways["edge"], Proxy()), Proxy()))
+    (cluster,) = (each for each in made["static_resources"]["clusters"] if each["name"].startswith("jwks_"))
+    context = cluster["transport_socket"]["typed_config"]
+    assert context.get("sni") == sni
+    (name,) = context["common_tls_context"]["validation_context"]["match_typed_subject_alt_names"]
+    assert name["matcher"] == {"exact": host}
+
+
+def authority(folder: Path) -> Path:
+    path = folder / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(path)
+    return path
+
+
+def test_a_token_is_asked_for_by_a_check_of_health_with_a_path_of_its_own_alone(tmp_path: Path) -> None:
+    documents = [each for each in SHOP if each.get("virtualNodeName") != "cart-1"]
+    checked = of.node("cart-1", 8081, healthCheck={**CHECK, "path": "/"})
+    given = of.written(tmp_path, *documents, checked, of.policy("p", NODE, jwt=JWT))
+    (problem,) = meshes_of(read(given, {})).problems
+    assert (problem.field, "give the check a path of its own" in problem.text) == ("spec.jwt", True)
