@@ -21,6 +21,7 @@ from commands.mesh_options import (
     PortOption,
     SdsOption,
     TcpOption,
+    TrustDomainOption,
     addresses,
     applications_of,
     parameters_of,
@@ -98,6 +99,7 @@ def export(
     egress_port: PortOption = Proxy().egress_port,
     admin_port: PortOption = Proxy().admin_port,
     sds_socket: SdsOption = "",
+    trust_domain: TrustDomainOption = "",
 ) -> None:
     """Print the configuration of a node's Envoy, which runs as it is: envoy -c FILE."""
     meshes = _meshes(place, parameters)
@@ -110,6 +112,7 @@ def export(
         tcp_backends=addresses("--tcp", tcp_backends),
         endpoints={} if endpoints is None else _endpoints(endpoints),
         sds_socket=sds_socket,
+        trust_domain=trust_domain,
     )
     errors = [problem for problem in meshes.problems if problem.severity is Severity.ERROR]
     if errors:
@@ -149,7 +152,7 @@ def _uncompilable(meshes: Meshes) -> list[Problem]:
     """Return what no single resource shows, but an export would."""
     found: set[Problem] = set()
     for snapshot in meshes.snapshots.values():
-        proxy = Proxy(sds_socket="/given-at-export")
+        proxy = Proxy(sds_socket="/given-at-export", trust_domain="given.at.export")
         proxied: list[VirtualNode | VirtualGateway] = [*snapshot.nodes.values(), *snapshot.gateways.values()]
         for each in proxied:
             try:

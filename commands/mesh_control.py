@@ -22,6 +22,7 @@ from commands.mesh_options import (
     PortOption,
     SdsOption,
     TcpOption,
+    TrustDomainOption,
     address_of,
     addresses,
     applications_of,
@@ -31,6 +32,7 @@ from routing.mesh.compile.messages import as_json
 from routing.mesh.compile.proxy import Proxy
 from routing.xds.bootstrap import ClientTls
 from routing.xds.bootstrap import bootstrap as bootstrap_of
+from routing.xds.issuer import IssuerFiles
 from routing.xds.plane import ServerTls, StartError, Terms
 from routing.xds.process import Place, serve
 from routing.xds.status import Unreachable, fetched
@@ -86,7 +88,18 @@ def xds(
     certificate: CertificateOption = None,
     key: KeyOption = None,
     authority: AuthorityOption = None,
-    trust_domain: Annotated[str, typer.Option(help="The trust domain of the proxies' SPIFFE ids.")] = "",
+    trust_domain: TrustDomainOption = "",
+    issuer_certificate: Annotated[
+        Path | None, typer.Option(help="The authority that issues proxies' certificates, and its chain, PEM.")
+    ] = None,
+    issuer_key: Annotated[Path | None, typer.Option(help="The authority's key, PEM, mode 0600.")] = None,
+    trust_bundle: Annotated[
+        Path | None,
+        typer.Option(help="The authorities that proxies trust, PEM; the issuer alone, if not said."),
+    ] = None,
+    certificate_ttl_s: Annotated[
+        float, typer.Option(min=1, help="How long an issued certificate is valid; renewed at two thirds.")
+    ] = 3600.0,
     parameters: ParameterOption = None,
     endpoints: EndpointsOption = None,
     streams_max: Annotated[int, typer.Option(min=1, help="Proxies that are served at once.")] = 5000,
@@ -101,6 +114,8 @@ def xds(
         trust_domain=trust_domain,
         streams_max=streams_max,
         status_socket=status_socket,
+        issuer=_authority(issuer_certificate, issuer_key, trust_bundle),
+        certificate_ttl_s=certificate_ttl_s,
     )
     try:
         asyncio.run(
@@ -123,6 +138,14 @@ def status(status_socket: SocketOption = STATUS_SOCKET, as_json_: JsonOption = F
     for row in rows:
         table.add_row(row.node, row.type or "-", row.version or "-", row.state, row.error)
     Console().print(table)
+
+
+def _authority(certificate: Path | None, key: Path | None, bundle: Path | None) -> IssuerFiles | None:
+    if certificate is None and key is None and bundle is None:
+        return None
+    if certificate is None or key is None:
+        fail("--issuer-certificate and --issuer-key go together", USAGE)
+    return IssuerFiles(certificate, key, bundle)
 
 
 def _files(

@@ -224,6 +224,10 @@ def service_ports(service: VirtualService, known: dict[str, Resource]) -> list[i
 def _policy(policy: Policy, known: dict[str, Resource]) -> Iterator[Fault]:
     if policy.target_path not in known:
         yield "spec.target", f"there is no {policy.target_path}"
+    if policy.spec.security is not None:
+        for each in known.values():
+            if isinstance(each, VirtualNode | VirtualGateway) and (field := _own_tls(each)):
+                yield "spec.security", f"{each.path} has TLS of its own, {field}: one of them has to go"
     for member in policy.members():
         if policy.target_kind not in TARGETS[member]:
             yield (
@@ -237,6 +241,27 @@ def _policy(policy: Policy, known: dict[str, Resource]) -> Iterator[Fault]:
         path = f"mesh/{policy.mesh_name}/virtualNode/{mirror.virtual_node}"
         yield from _callable("spec.mirror.virtualNode", path, mirror.port, known)
     yield from unclear(policy, known)
+
+
+def _own_tls(node: VirtualNode | VirtualGateway) -> str:
+    """Return the field by which a node, or a gateway where it calls, has TLS of its own; or nothing."""
+    defaults = node.spec.backend_defaults
+    if defaults is not None and defaults.client_policy is not None and defaults.client_policy.tls is not None:
+        return "spec.backendDefaults.clientPolicy.tls"
+    if isinstance(node, VirtualGateway):
+        return ""
+    for index, listener in enumerate(node.spec.listeners or ()):
+        if listener.tls is not None and listener.tls.mode != "DISABLED":
+            return f"spec.listeners[{index}].tls"
+    for index, backend in enumerate(node.spec.backends or ()):
+        service = backend.virtual_service
+        if (
+            service is not None
+            and service.client_policy is not None
+            and service.client_policy.tls is not None
+        ):
+            return f"spec.backends[{index}].virtualService.clientPolicy.tls"
+    return ""
 
 
 def _said_twice(policies: Sequence[Policy]) -> Iterator[Problem]:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
+from routing.mesh.callers import Callers, callers_of
 from routing.mesh.model.policies import Policy, PolicySpec
 from routing.mesh.model.resources import (
     GatewayRoute,
@@ -63,6 +65,11 @@ class MeshSnapshot:
         self._routes = {name: tuple(of) for name, of in routes.items()}
         self._gateway_routes = {name: tuple(of) for name, of in gateway_routes.items()}
         self._policies = _policies(each for each in given if isinstance(each, Policy))
+
+    @cached_property
+    def callers(self) -> Callers:
+        """Who may call each node."""
+        return callers_of(self.resources)
 
     def routes(self, router: str) -> tuple[Route, ...]:
         """Return the routes of a router."""

@@ -36,6 +36,16 @@ class Unusable(Exception):
     """These resources cannot be served; the text says why."""
 
 
+class Trust(msgspec.Struct, frozen=True):
+    """The trust domain of the proxies, and whether the control plane issues their certificates."""
+
+    domain: str = ""
+    issued: bool = False
+
+
+NO_TRUST: Final = Trust()
+
+
 class Served(msgspec.Struct, frozen=True, weakref=True):
     """What a proxy runs, and the callees whose endpoints are in it, by the name of their cluster."""
 
@@ -55,8 +65,11 @@ class Served(msgspec.Struct, frozen=True, weakref=True):
 class Configurations:
     """The meshes by name, and the endpoints that were found for their nodes."""
 
-    def __init__(self, meshes: Mapping[str, MeshSnapshot], endpoints: Endpoints) -> None:
+    def __init__(
+        self, meshes: Mapping[str, MeshSnapshot], endpoints: Endpoints, trust: Trust = NO_TRUST
+    ) -> None:
         self.meshes = meshes
+        self._trust = trust
         self.endpoints = endpoints
         self._by_mesh = {
             name: {
@@ -70,7 +83,12 @@ class Configurations:
     def of(self, node: str, proxy: Proxy) -> Served:
         """Return what the proxy of a node runs; raises Unusable."""
         mesh, found = self._found(node)
-        given = msgspec.structs.replace(proxy, endpoints=self._by_mesh[mesh.mesh.mesh_name])
+        given = msgspec.structs.replace(
+            proxy,
+            endpoints=self._by_mesh[mesh.mesh.mesh_name],
+            trust_domain=self._trust.domain,
+            issued=self._trust.issued,
+        )
         try:
             made = compiled(mesh, found, given)
             return Served(snapshot_of(made), made.callees)

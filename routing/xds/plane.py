@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -17,10 +18,13 @@ from envoy.service.discovery.v3 import ads_pb2_grpc
 from envoy.service.status.v3 import csds_pb2_grpc
 
 from routing.mesh.snapshot import MeshSnapshot
-from routing.xds.configurations import Configurations, Endpoints
+from routing.xds.configurations import Configurations, Endpoints, Trust
+from routing.xds.issuer import BadAuthority, Issuer, IssuerFiles
 from routing.xds.server import OPTIONS, Discovery
 from routing.xds.status import ClientStatus
+from runtime import clock
 
+AUTHORITY_POLL_S: Final = 1.0
 DRAIN_S: Final = 5.0
 LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 
@@ -45,6 +49,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     trust_domain: str
     streams_max: int
     status_socket: Path
+    issuer: IssuerFiles | None = None
+    certificate_ttl_s: float = 3600.0
 
 
 class ControlPlane:
@@ -54,12 +60,15 @@ class ControlPlane:
         self._terms = terms
         self._log = log
         self._changing = asyncio.Lock()
-        self._configurations = Configurations({}, {})
+        self._trust = Trust(terms.trust_domain, terms.issuer is not None)
+        self._configurations = Configurations({}, {}, self._trust)
+        self._issuer = _issuer(terms)
         self._discovery = Discovery(
             self._configurations,
             trust_domain=terms.trust_domain,
             mutual=terms.tls is not None,
             streams_max=terms.streams_max,
+            issuer=self._issuer,
             log=log,
         )
         self._status = _status_server(terms.status_socket, self._discovery)
@@ -86,7 +95,7 @@ class ControlPlane:
     async def replace(self, meshes: Mapping[str, MeshSnapshot], endpoints: Endpoints) -> None:
         """Serve other meshes, with endpoints by the path of their node."""
         async with self._changing:
-            self._configurations = Configurations(meshes, endpoints)
+            self._configurations = Configurations(meshes, endpoints, self._trust)
             await self._discovery.replace(self._configurations)
 
     async def replace_endpoints(self, endpoints: Endpoints) -> None:
@@ -94,13 +103,24 @@ class ControlPlane:
         async with self._changing:
             before = self._configurations.endpoints
             if endpoints.keys() != before.keys():
-                self._configurations = Configurations(self.meshes, endpoints)
+                self._configurations = Configurations(self.meshes, endpoints, self._trust)
                 await self._discovery.replace(self._configurations)
                 return
             changed = frozenset(node for node, found in endpoints.items() if found != before[node])
             if changed:
-                self._configurations = Configurations(self.meshes, endpoints)
+                self._configurations = Configurations(self.meshes, endpoints, self._trust)
                 await self._discovery.replace_endpoints(self._configurations, changed)
+
+    async def run(self) -> None:
+        """Give proxies new secrets when the authority changes, for as long as it is not cancelled."""
+        while self._issuer is not None:
+            await asyncio.sleep(AUTHORITY_POLL_S)
+            try:
+                if await asyncio.to_thread(self._issuer.changed):
+                    await self._discovery.renew()
+                    self._log.info("mesh_authority_loaded")
+            except BadAuthority as error:
+                self._log.warning("mesh_authority_bad", why=str(error))
 
     async def stop(self) -> None:
         """End all streams: proxies run on."""
@@ -109,6 +129,23 @@ class ControlPlane:
         await self._status.stop(None)
         self._terms.status_socket.unlink(missing_ok=True)
         self._log.info("mesh_control_plane_stopped")
+
+
+def _issuer(terms: Terms) -> Issuer | None:
+    if terms.issuer is None:
+        return None
+    if not terms.trust_domain:
+        raise StartError("an authority needs a trust domain")
+    try:
+        return Issuer(
+            terms.issuer,
+            trust_domain=terms.trust_domain,
+            ttl_s=terms.certificate_ttl_s,
+            unix_s=clock.unix_s,
+            random=secrets.SystemRandom().random,
+        )
+    except BadAuthority as error:
+        raise StartError(str(error)) from error
 
 
 def _listen(server: grpc.aio.Server, terms: Terms) -> None:

@@ -58,9 +58,10 @@ async def serve(place: Place, terms: Terms, log: Any) -> None:
     await plane.start()
     try:
         async with asyncio.TaskGroup() as tasks:
-            reloads = tasks.create_task(_reload(place, plane, seen, log))
+            following = [tasks.create_task(_reload(place, plane, seen, log)), tasks.create_task(plane.run())]
             await ending.wait()
-            reloads.cancel()
+            for each in following:
+                each.cancel()
     finally:
         await plane.stop()
 

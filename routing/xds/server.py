@@ -20,6 +20,7 @@ from routing.mesh.compile.proxy import Proxy
 from routing.xds.bootstrap import BadMetadata, proxy_of
 from routing.xds.configurations import Configurations, Served, Unusable
 from routing.xds.identity import identity_of, may_ask
+from routing.xds.issuer import Issuer
 from routing.xds.stream import Stream
 from routing.xds.subscription import Delta, Response, StateOfTheWorld, Status, TooManyNames
 
@@ -56,13 +57,35 @@ class Session:
     def __init__(self, node: str, proxy: Proxy, served: Served, stream: Stream[Any]) -> None:
         self.node = node
         self.proxy = proxy
-        self.served = served
         self.stream = stream
+        self._served = served
+        self._secrets: list[Any] = []
+        self._snapshot = served.snapshot
         self.problem = ""
         """Why it does not have what is served now, but what was before."""
         self.awake = asyncio.Event()
         self.ended: Refused | None = None
         self.closed = False
+
+    @property
+    def served(self) -> Served:
+        """What it shall run, but its secrets."""
+        return self._served
+
+    def serve(self, served: Served) -> None:
+        """Let it run something else."""
+        self._served = served
+        self._refresh()
+
+    def entrust(self, secrets: list[Any]) -> None:
+        """Give it secrets in place of those that it had."""
+        self._secrets = secrets
+        self._refresh()
+
+    def _refresh(self) -> None:
+        snapshot = self._served.snapshot
+        self._snapshot = snapshot.with_secrets(self._secrets) if self._secrets else snapshot
+        self.awake.set()
 
     def statuses(self) -> list[Status]:
         """Return what the proxy has, by type."""
@@ -70,7 +93,7 @@ class Session:
 
     def next(self) -> Response | None:
         """Return what is to be sent now; nothing once it ends."""
-        return None if self.closed else self.stream.next(self.served.snapshot)
+        return None if self.closed else self.stream.next(self._snapshot)
 
     def end(self, refused: Refused | None) -> None:
         """Let the stream end, as soon as what is being sent is."""
@@ -83,12 +106,20 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
     """Serves the last good configurations to the proxies that may have them."""
 
     def __init__(
-        self, configurations: Configurations, *, trust_domain: str, mutual: bool, streams_max: int, log: Any
+        self,
+        configurations: Configurations,
+        *,
+        trust_domain: str,
+        mutual: bool,
+        streams_max: int,
+        issuer: Issuer | None,
+        log: Any,
     ) -> None:
         self._configurations = configurations
         self._trust_domain = trust_domain
         self._mutual = mutual
         self._streams_max = streams_max
+        self._issuer = issuer
         self._log = log
         self._draining = False
         self._open = 0
@@ -101,12 +132,11 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
         self._shared.clear()
         for session in tuple(self.sessions):
             try:
-                session.served = self._of(session.node, session.proxy)
+                session.serve(self._of(session.node, session.proxy))
                 session.problem = ""
             except Unusable as error:
                 session.problem = str(error)
                 self._log.warning("mesh_proxy_keeps_its_last", node=session.node, why=str(error))
-            session.awake.set()
             await asyncio.sleep(0)  # proxies are served meanwhile
 
     async def replace_endpoints(self, configurations: Configurations, changed: frozenset[str]) -> None:
@@ -120,10 +150,9 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
             _, served = after[id(before)]
             if served is before:
                 continue
-            session.served = served
+            session.serve(served)
             if not session.problem:
                 self._shared[_key(session.node, session.proxy)] = served
-            session.awake.set()
             await asyncio.sleep(0)  # proxies are served meanwhile
 
     def _of(self, node: str, proxy: Proxy) -> Served:
@@ -133,6 +162,13 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
         if served is None:
             served = self._shared[key] = self._configurations.of(node, proxy)
         return served
+
+    async def renew(self) -> None:
+        """Give all proxies new secrets, because the authority is another."""
+        assert self._issuer is not None
+        for session in tuple(self.sessions):
+            session.entrust(self._issuer.secrets(session.node))
+            await asyncio.sleep(0)  # proxies are served meanwhile
 
     def drain(self) -> None:
         """End all streams: proxies run on, and ask another control plane."""
@@ -229,6 +265,8 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
             raise Refused(grpc.StatusCode.NOT_FOUND, str(error)) from error
         stream: Stream[Any] = Stream(variant, names_max=NAMES_MAX)
         session = Session(node, proxy, served, stream)
+        if self._issuer is not None:
+            session.entrust(self._issuer.secrets(node))
         _taken(session, first, take)
         self.sessions.add(session)
         self._log.info("mesh_proxy_came", node=node, variant=variant.__name__)
@@ -251,13 +289,23 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
 
         session.awake.set()
         async with asyncio.TaskGroup() as tasks:
-            reading = tasks.create_task(reads())
+            beside = [tasks.create_task(reads())]
+            if self._issuer is not None:
+                beside.append(tasks.create_task(_renews(session, self._issuer)))
             while not session.closed:
                 await session.awake.wait()
                 session.awake.clear()
                 while (response := session.next()) is not None:
                     await context.write(message(response))
-            reading.cancel()
+            for each in beside:
+                each.cancel()
+
+
+async def _renews(session: Session, issuer: Issuer) -> None:
+    """Give a proxy new secrets, each time before those that it has end."""
+    while True:
+        await asyncio.sleep(issuer.renewed_after_s())
+        session.entrust(issuer.secrets(session.node))
 
 
 def _key(node: str, proxy: Proxy) -> Key:

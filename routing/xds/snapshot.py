@@ -72,8 +72,15 @@ class Snapshot:
         """Return it with other endpoints of clusters that it has."""
         changed = _resources(ENDPOINTS, messages)
         assert set(changed) <= set(self._of[ENDPOINTS])
+        return self._with(ENDPOINTS, {**self._of[ENDPOINTS], **changed})
+
+    def with_secrets(self, messages: Iterable[Any]) -> Snapshot:
+        """Return it with the secrets of one proxy."""
+        return self._with(SECRETS, _resources(SECRETS, messages))
+
+    def _with(self, kind: str, resources: Resources) -> Snapshot:
         made = copy.copy(self)
-        made._of = {**self._of, ENDPOINTS: MappingProxyType({**self._of[ENDPOINTS], **changed})}
+        made._of = {**self._of, kind: MappingProxyType(dict(resources))}
         return made
 
     def _follow(self, kind: str, references: set[tuple[str, str]]) -> None:

@@ -127,10 +127,13 @@ async def envoys(
 
 
 @contextlib.contextmanager
-def running(envoy: Envoy) -> Iterator[subprocess.Popen[bytes]]:
-    """Run an Envoy with its configuration until the block ends."""
+def running(envoy: Envoy, *, drain_s: int = 1) -> Iterator[subprocess.Popen[bytes]]:
+    """Run an Envoy with its configuration until the block ends.
+
+    After `drain_s`, ten minutes where nobody says it, connections of a listener that was replaced are cut.
+    """
     command = [str(ENVOY), "-c", str(envoy.config), "--concurrency", "1", "--disable-hot-restart"]
-    command += ["--log-level", "warning", "--drain-time-s", "1"]
+    command += ["--log-level", "warning", "--drain-time-s", str(drain_s)]
     with envoy.log.open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
             yield process

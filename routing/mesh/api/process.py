@@ -23,6 +23,7 @@ from routing.mesh.api.serving import Serving
 from routing.mesh.api.settings import Api, Settings, Xds
 from routing.mesh.api.sqlite_store import SqliteStore
 from routing.mesh.api.store import Record, StoreError
+from routing.xds.issuer import IssuerFiles
 from routing.xds.plane import ControlPlane, ServerTls, StartError, Terms
 from runtime import clock, garbage
 from runtime.settings_file import split_bind
@@ -79,9 +80,10 @@ async def _proxies(
     await plane.start()
     try:
         async with asyncio.TaskGroup() as tasks:
-            following = tasks.create_task(serving.run())
+            following = [tasks.create_task(serving.run()), tasks.create_task(plane.run())]
             yield serving.changed
-            following.cancel()
+            for each in following:
+                each.cancel()
     finally:
         await plane.stop()
 
@@ -95,7 +97,16 @@ def _terms(settings: Xds) -> Terms:
         trust_domain=settings.trust_domain,
         streams_max=settings.streams_max,
         status_socket=Path(settings.status_socket),
+        issuer=_authority(settings),
+        certificate_ttl_s=settings.certificate_ttl_s,
     )
+
+
+def _authority(settings: Xds) -> IssuerFiles | None:
+    if not settings.issuer_certificate_file:
+        return None
+    bundle = Path(settings.trust_bundle_file) if settings.trust_bundle_file else None
+    return IssuerFiles(Path(settings.issuer_certificate_file), Path(settings.issuer_key_file), bundle)
 
 
 def _store(folder: Path) -> SqliteStore:

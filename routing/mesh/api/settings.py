@@ -37,6 +37,10 @@ class Xds(Section, frozen=True):
     key_file: str = ""
     authority_file: str = ""
     trust_domain: str = ""
+    issuer_certificate_file: str = ""
+    issuer_key_file: str = ""
+    trust_bundle_file: str = ""
+    certificate_ttl_s: Annotated[float, Meta(ge=1)] = 3600.0
     endpoints_file: str = ""
     streams_max: Number = 5_000
     status_socket: str = "headworks-mesh.sock"
@@ -69,6 +73,8 @@ def _check(settings: Settings, wrong: Wrong) -> None:
                 split_bind(bind)
         except (ValueError, SettingsError) as error:
             raise wrong(key, str(error)) from error
+    if bool(settings.xds.issuer_certificate_file) != bool(settings.xds.issuer_key_file):
+        raise wrong("xds.issuer_key_file", "goes together with issuer_certificate_file")
     files = {name: getattr(settings.xds, name) for name in ("certificate_file", "key_file", "authority_file")}
     if any(files.values()):
         for name, file in files.items():

@@ -8,10 +8,12 @@ import msgspec
 
 from routing.mesh.compile import clusters, routes
 from routing.mesh.compile.clusters import Callee
+from routing.mesh.compile.identity import Secured
 from routing.mesh.compile.messages import Config
 from routing.mesh.compile.policies import Policies
 from routing.mesh.compile.proxy import Endpoint, Proxy
 from routing.mesh.compile.splitting import Clusters
+from routing.mesh.compile.tls import secret_source
 from routing.mesh.compile.uncompilable import uncompilable
 from routing.mesh.model.listening import Listener, PortMapping, TcpTimeout
 from routing.mesh.model.resources import VirtualNode, VirtualRouter, VirtualService
@@ -39,10 +41,17 @@ class Directory:
     """The services that one proxy calls, and the clusters that this takes."""
 
     def __init__(
-        self, snapshot: MeshSnapshot, proxy: Proxy, default: ClientPolicy | None, policies: Policies
+        self,
+        snapshot: MeshSnapshot,
+        proxy: Proxy,
+        default: ClientPolicy | None,
+        policies: Policies,
+        security: Secured | None,
     ) -> None:
         self._snapshot = snapshot
         self._policies = policies
+        self._security = security
+        self._secrets = secret_source(proxy)
         self._proxy = proxy
         self._default = default
         self._clusters: dict[str, Config] = {}
@@ -78,13 +87,17 @@ class Directory:
         listener = listener_of(node, port)
         chosen = policy or self._default
         tls = chosen.tls if chosen is not None else None
+        if self._security is not None:
+            tls = self._security.client_tls(node)
         callee = Callee(node, listener, tls, of if policy is not None else "")
         if callee.cluster not in self._clusters:
             policy_of = self._policies.of(node.path)
             found = self._found(node)
             if found is not None:
                 self.callees[callee.cluster] = callee
-            self._clusters[callee.cluster] = clusters.egress(callee, found, self._preference, policy_of)
+            self._clusters[callee.cluster] = clusters.egress(
+                callee, found, self._preference, policy_of, self._secrets
+            )
         return callee.cluster
 
     def only_port(self, name: str) -> int:

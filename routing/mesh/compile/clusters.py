@@ -55,9 +55,13 @@ class Callee(msgspec.Struct, frozen=True):
 
 
 def egress(
-    callee: Callee, endpoints: Sequence[Endpoint] | None, preference: IpPreference | None, policy: PolicySpec
+    callee: Callee,
+    endpoints: Sequence[Endpoint] | None,
+    preference: IpPreference | None,
+    policy: PolicySpec,
+    secrets: Config,
 ) -> Config:
-    """Return the cluster of a callee, of whose node there is a `policy`.
+    """Return the cluster of a callee, of whose node there is a `policy`; `secrets` is where those are.
 
     `endpoints` are those that somebody found for it; without them, its service discovery is DNS.
     `preference` is that of the mesh.
@@ -81,7 +85,7 @@ def egress(
         config["health_checks"] = [check(listener.health_check)]
     tls = client_tls(callee.policy, listener)
     if tls is not None:
-        config["transport_socket"] = cluster_socket(tls, mapping.protocol)
+        config["transport_socket"] = cluster_socket(tls, mapping.protocol, secrets)
     return config
 
 

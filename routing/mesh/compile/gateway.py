@@ -17,7 +17,7 @@ from routing.mesh.compile.called import Directory
 from routing.mesh.compile.messages import Config, address, extension, milliseconds
 from routing.mesh.compile.policies import Policies
 from routing.mesh.compile.proxy import Proxy
-from routing.mesh.compile.tls import listener_socket
+from routing.mesh.compile.tls import listener_socket, secret_source
 from routing.mesh.model.gateway_routes import (
     GatewayRouteHostnameRewrite,
     GatewayRouteTarget,
@@ -90,7 +90,11 @@ def _listeners(
     inspectors: list[Config] = []
     if tls is not None and tls.mode != "DISABLED":
         alpn = ["h2", "http/1.1"] if protocol == "http" else filters.ALPN[protocol]
-        encrypted = {**plain, "name": f"{name}_tls", "transport_socket": listener_socket(tls, alpn)}
+        encrypted = {
+            **plain,
+            "name": f"{name}_tls",
+            "transport_socket": listener_socket(tls, alpn, secret_source(proxy)),
+        }
         chains = [encrypted]
         if tls.mode == "PERMISSIVE":
             inspectors = [filters.tls_inspector()]

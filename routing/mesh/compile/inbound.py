@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Final
 
 from routing.mesh.compile import clusters, filters, routes
+from routing.mesh.compile.identity import Secured
 from routing.mesh.compile.messages import Config, address, number
 from routing.mesh.compile.policies import Policies
 from routing.mesh.compile.proxy import Address, Proxy
-from routing.mesh.compile.tls import listener_socket
+from routing.mesh.compile.tls import listener_socket, secret_source
 from routing.mesh.model.listening import GrpcTimeout, HttpTimeout, Listener, TcpTimeout
 from routing.mesh.model.resources import VirtualNode
 from routing.mesh.model.shape import IpPreference
@@ -18,7 +19,11 @@ GRPC_CHECK: Final = "/grpc.health.v1.Health/Check"
 
 
 def inbound(
-    node: VirtualNode, proxy: Proxy, preference: IpPreference | None, policies: Policies
+    node: VirtualNode,
+    proxy: Proxy,
+    preference: IpPreference | None,
+    policies: Policies,
+    security: Secured | None,
 ) -> tuple[list[Config], list[Config]]:
     """Return the listeners and the clusters of what comes in."""
     listeners: list[Config] = []
@@ -31,7 +36,7 @@ def inbound(
         host = "::1" if (preference or "").startswith("IPv6") else "127.0.0.1"
         at = proxy.applications.get(mapping.port, Address(host, mapping.port))
         local.append(clusters.local(name, mapping.protocol, at, listener.connection_pool))
-        chains = list(_chains(node, listener, name, policies))
+        chains = list(_chains(node, listener, name, proxy, policies, security))
         permissive = len(chains) > 1
         if mapping.port in proxy.applications:
             listeners.append(
@@ -64,30 +69,43 @@ def inbound(
     return listeners, local
 
 
-def _chains(node: VirtualNode, listener: Listener, cluster: str, policies: Policies) -> Iterator[Config]:
+def _chains(
+    node: VirtualNode,
+    listener: Listener,
+    cluster: str,
+    proxy: Proxy,
+    policies: Policies,
+    security: Secured | None,
+) -> Iterator[Config]:
     """Yield the filter chains of a listener: one, or one with and one without TLS."""
-    mapping, tls = listener.port_mapping, listener.tls
-    if mapping.protocol == "tcp":
-        timeout = listener.timeout.tcp if listener.timeout is not None else None
-        one = filters.tcp_proxy(cluster, {"cluster": cluster}, timeout, node.spec.logging)
-    else:
-        table = _table(node, listener, cluster, policies)
-        one = filters.manager(cluster, table, node.spec.logging, before=policies.filters(table))
+    mapping = listener.port_mapping
+    tls = listener.tls if security is None else security.listener_tls()
+    plain = _filters(node, listener, cluster, policies, None)
     if tls is None or tls.mode == "DISABLED":
-        yield {"name": cluster, "filters": [one]}
+        yield {"name": cluster, "filters": plain}
         return
-    socket = listener_socket(tls, filters.ALPN[mapping.protocol])
-    if tls.mode == "STRICT":
-        yield {"name": cluster, "filters": [one], "transport_socket": socket}
-        return
-    match = {"transport_protocol": "tls"}
-    yield {
-        "name": f"{cluster}_tls",
-        "filter_chain_match": match,
-        "filters": [one],
-        "transport_socket": socket,
+    encrypted: Config = {
+        "filters": plain if security is None else _filters(node, listener, cluster, policies, security),
+        "transport_socket": listener_socket(tls, filters.ALPN[mapping.protocol], secret_source(proxy)),
     }
-    yield {"name": cluster, "filter_chain_match": {"transport_protocol": "raw_buffer"}, "filters": [one]}
+    if tls.mode == "STRICT":
+        yield {"name": cluster, **encrypted}
+        return
+    yield {"name": f"{cluster}_tls", "filter_chain_match": {"transport_protocol": "tls"}, **encrypted}
+    yield {"name": cluster, "filter_chain_match": {"transport_protocol": "raw_buffer"}, "filters": plain}
+
+
+def _filters(
+    node: VirtualNode, listener: Listener, cluster: str, policies: Policies, security: Secured | None
+) -> list[Config]:
+    """Return the filters of a chain, with `security` those that look who calls."""
+    if listener.port_mapping.protocol == "tcp":
+        timeout = listener.timeout.tcp if listener.timeout is not None else None
+        passed = filters.tcp_proxy(cluster, {"cluster": cluster}, timeout, node.spec.logging)
+        return [passed] if security is None else [security.network_filter(cluster), passed]
+    table = _table(node, listener, cluster, policies)
+    before = [*([] if security is None else [security.http_filter()]), *policies.filters(table)]
+    return [filters.manager(cluster, table, node.spec.logging, before=before)]
 
 
 def _table(node: VirtualNode, listener: Listener, cluster: str, policies: Policies) -> Config:

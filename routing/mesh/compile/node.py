@@ -17,12 +17,13 @@ from envoy.extensions.upstreams.http.v3.http_protocol_options_pb2 import HttpPro
 from routing.mesh.compile.called import Directory
 from routing.mesh.compile.clusters import CONNECT_TIMEOUT_MS, HTTP_OPTIONS, Callee
 from routing.mesh.compile.gateway import bootstrap_extension, gateway
+from routing.mesh.compile.identity import Secured, foreign, secured, spiffe_id
 from routing.mesh.compile.inbound import inbound
 from routing.mesh.compile.messages import Config, Message, address, extension, milliseconds, packed
 from routing.mesh.compile.outbound import outbound
 from routing.mesh.compile.policies import Policies
 from routing.mesh.compile.proxy import Proxy
-from routing.mesh.compile.tls import SDS_CLUSTER, uses_sds
+from routing.mesh.compile.tls import SDS_CLUSTER, secret_names
 from routing.mesh.compile.uncompilable import Uncompilable, uncompilable
 from routing.mesh.model.resources import Resource, VirtualGateway, VirtualNode
 from routing.mesh.model.tls import BackendDefaults, ClientPolicyTls, ListenerTls
@@ -66,22 +67,42 @@ def _configs(
     """Return the listeners and the clusters of a proxy, and the callees whose endpoints were given."""
     defaults = of.spec.backend_defaults
     policies = Policies(snapshot)
-    directory = Directory(snapshot, proxy, defaults.client_policy if defaults is not None else None, policies)
+    security = secured(snapshot, of, proxy)
+    policy = defaults.client_policy if defaults is not None else None
+    directory = Directory(snapshot, proxy, policy, policies, security)
     if isinstance(of, VirtualGateway):
         listeners, clusters = gateway(snapshot, of, proxy, directory, policies)
     else:
         mesh = snapshot.mesh.spec
         preference = mesh.service_discovery.ip_preference if mesh.service_discovery is not None else None
         allow_all = mesh.egress_filter is not None and mesh.egress_filter.type == "ALLOW_ALL"
-        listeners, clusters = inbound(of, proxy, preference, policies)
+        listeners, clusters = inbound(of, proxy, preference, policies, security)
         more_listeners, more_clusters = outbound(of, proxy, directory, policies, allow_all=allow_all)
         listeners, clusters = [*listeners, *more_listeners], [*clusters, *more_clusters]
     clusters += [*directory.clusters, *policies.clusters]
-    if any(uses_sds(tls) for tls in _all_tls(of)):
-        if not proxy.sds_socket:
-            raise uncompilable(of.path, "spec", "has secrets of a Secret Discovery Service: give its socket")
-        clusters.append(sds_cluster(proxy.sds_socket))
+    clusters += _secret_clusters(of, proxy, security)
     return listeners, clusters, directory.callees
+
+
+def _secret_clusters(
+    of: VirtualNode | VirtualGateway, proxy: Proxy, security: Secured | None
+) -> list[Config]:
+    """Return the cluster of the service that has a proxy's secrets, where it is not the control plane."""
+    names = [name for tls in _all_tls(of) for name in secret_names(tls)]
+    if not names and security is None:
+        return []
+    if proxy.sds_socket:
+        return [sds_cluster(proxy.sds_socket)]
+    if not proxy.issued:
+        text = (
+            "has secrets of a Secret Discovery Service: give its socket, or let the control plane issue them"
+        )
+        raise uncompilable(of.path, "spec", text)
+    if others := foreign(names, of, proxy):
+        own = spiffe_id(proxy.trust_domain, of.path)
+        text = f"has the secret {others[0]}: the control plane gives it {own} and the trust domain's alone"
+        raise uncompilable(of.path, "spec", text)
+    return []
 
 
 def static(made: Compiled, proxy: Proxy) -> Message:

@@ -45,3 +45,7 @@ class Proxy(msgspec.Struct, frozen=True):
     """Endpoints of nodes by name, in place of what their service discovery would find."""
     sds_socket: str = ""
     """The Unix socket of a Secret Discovery Service, such as SPIRE's agent."""
+    trust_domain: str = ""
+    """That of the SPIFFE ids of the mesh."""
+    issued: bool = False
+    """Whether the control plane gives the proxy its certificate."""

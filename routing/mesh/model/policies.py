@@ -15,6 +15,7 @@ from routing.mesh.model.faults import Faults
 from routing.mesh.model.jwt import Jwt
 from routing.mesh.model.rate_limits import LocalRateLimit
 from routing.mesh.model.resources import KINDS, Resource
+from routing.mesh.model.security import Security
 from routing.mesh.model.shape import ResourceName, Shape
 from routing.mesh.model.splitting import Mirror, Sticky
 
@@ -46,6 +47,7 @@ class PolicySpec(Shape, frozen=True, kw_only=True):
     sticky: Sticky | None = None
     local_rate_limit: LocalRateLimit | None = None
     jwt: Jwt | None = None
+    security: Security | None = None
 
 
 WHERE_REQUESTS_ARE: Final = ("virtualNode", "virtualGateway", "route", "gatewayRoute")
@@ -56,6 +58,7 @@ TARGETS: Final[dict[str, tuple[str, ...]]] = {
     "sticky": ("route",),
     "local_rate_limit": WHERE_REQUESTS_ARE,
     "jwt": WHERE_REQUESTS_ARE,
+    "security": ("mesh",),
 }
 """Which kinds of target may have a member."""
 OF_REQUESTS: Final = frozenset({"faults", "mirror", "sticky", "local_rate_limit", "jwt"})
