@@ -38,8 +38,12 @@ setup: .setup-stamp  ## Install everything into .venv and node_modules
 	    command -v cc && command -v iptables && command -v ip && ls /usr/include/openssl/ssl.h; } >/dev/null; then \
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
 	        mosquitto mosquitto-clients nginx-light wrk redis-server iptables iproute2 gcc libc6-dev libssl-dev python3-dev >/dev/null; fi
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v prometheus >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus >/dev/null && \
+	    { service prometheus stop; update-rc.d prometheus disable; } >/dev/null 2>&1; true; fi
 	@command -v mosquitto_pub >/dev/null || echo "mosquitto-clients is missing: its tests will be skipped"
 	@command -v redis-server >/dev/null || echo "redis-server is missing: tests of limits over nodes will be skipped"
+	@command -v prometheus >/dev/null || echo "prometheus is missing: tests of canaries that it watches will be skipped"
 	@command -v iptables >/dev/null || echo "iptables is missing: tests of pods in the mesh will be skipped"
 	touch $@
 

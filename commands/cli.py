@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "settings": "Print all settings with their defaults, as TOML.",
     "api": "The API gateway.",
     "mesh": "The service mesh: App Mesh resources, run by Envoys.",
+    "traffic": "Traffic shifted between versions of a service, as its metrics allow.",
     "pki": "A development CA: server, device and gateway certificates.",
     "tenants": "The tenants of a node. Changes are seen within a second.",
     "devices": "The devices of a node. Changes are seen within a second.",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import enum
-import re
 from typing import Final
 
 import msgspec
 
-from routing.traffic.counts import Counts, Reading, grown, latest
+from routing.traffic.counts import Reading, grown, latest
 from routing.traffic.judgement import Standing, Terms, Verdict, Watch
 from routing.traffic.plan import Plan
+from routing.traffic.sides import Sides
 
 GAVE_UP: Final = "gave up"
 
@@ -32,34 +32,11 @@ class Next(msgspec.Struct, frozen=True):
 
 
 class Pace(msgspec.Struct, frozen=True, array_like=True):
-    """How long a step takes at least, and after how long nothing better is hoped for."""
+    """How long a step takes at least, after how long nothing better is hoped for, and how often one looks."""
 
     step_s: float
     step_max_s: float
-
-
-class Sides(msgspec.Struct, frozen=True):
-    """Whose clusters are the canary's and the baseline's: names of nodes in a mesh."""
-
-    mesh: str
-    canary: str
-    baseline: tuple[str, ...]
-
-    def pattern(self) -> str:
-        """Return a regular expression of the names of all their clusters, which RE2 and Python read alike."""
-        return self._of((self.canary, *self.baseline))
-
-    def counted(self, growth: dict[str, Counts]) -> tuple[Counts, Counts]:
-        """Return the counts of the canary and of the baseline."""
-        return self._sum((self.canary,), growth), self._sum(self.baseline, growth)
-
-    def _of(self, nodes: tuple[str, ...]) -> str:
-        names = "|".join(_escaped(node) for node in nodes)
-        return f"cds_egress_{_escaped(self.mesh)}_({names})_(http|http2|grpc)_[0-9]+(_.*)?"
-
-    def _sum(self, nodes: tuple[str, ...], growth: dict[str, Counts]) -> Counts:
-        own = re.compile(self._of(nodes))
-        return sum((each for name, each in growth.items() if own.fullmatch(name)), Counts())
+    look_s: float
 
 
 class Shift:
@@ -77,6 +54,10 @@ class Shift:
         self._sides = sides
         self._began_s = 0.0
         self._read: Reading = {}
+
+    def first(self, reading: Reading) -> None:
+        """Take the reading from which on is counted."""
+        self._read = latest(self._read, reading)
 
     def begin(self, step: int, now_s: float) -> None:
         """Hear that the weights of a step are set."""
@@ -99,13 +80,8 @@ class Shift:
 
     def _seen(self, reading: Reading) -> Verdict:
         if self.terms is None:
-            return Verdict(Standing.GOOD, "not watched")
+            return Verdict(Standing.GOOD, "by the clock")
         canary, baseline = self._sides.counted(grown(self._read, reading))
         self._read = latest(self._read, reading)
         self.watch = self.watch.after(canary, baseline, self.terms)
         return self.watch.verdict(self.terms, len(self.plan.steps))
-
-
-def _escaped(name: str) -> str:
-    """Return a name for a regular expression; what it is written as is also a string in PromQL."""
-    return re.sub(r"[^A-Za-z0-9_-]", ".", name)

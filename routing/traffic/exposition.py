@@ -1,0 +1,110 @@
+"""Envoy's statistics of clusters, from the text of its admin port or from an answer of Prometheus.
+
+Answers count as callers got them: what was tried again and then went well is no failure, a time-out is one.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import msgspec
+from prometheus_client.parser import text_string_to_metric_families
+
+from routing.traffic.counts import Clusters, Counts, Reading
+from routing.traffic.sides import Sides
+
+SERIES: Final = re.compile(r"envoy_cluster_(?:(.+)_)?upstream_rq_(xx|time_bucket)(?:_total)?")
+"""Series of a cluster; the parser adds `_total` to the names of counters, as OpenMetrics has them."""
+APART: Final = re.compile(r"(?:^|_)(?:external|internal|canary|retry|zone_.*)$")
+"""What Envoy counts once more under these names."""
+ANSWERS: Final = {"2", "3", "4", "5"}
+FAILED: Final = "5"
+Sample = tuple[str, Mapping[str, str], float]
+
+
+class Unreadable(Exception):
+    """It is not what it was taken for."""
+
+
+def admin_filter(sides: Sides) -> str:
+    """Return which statistics are asked of an admin port, as a regular expression of their names."""
+    return f"^cluster\\.{sides.pattern}\\.upstream_rq_(.xx|time)$"
+
+
+def query(sides: Sides) -> str:
+    """Return what is asked of Prometheus."""
+    return (
+        '{__name__=~"envoy_cluster_(.+_)?upstream_rq_(xx|time_bucket)",'
+        f'envoy_cluster_name=~"{sides.beginnings}"}}'
+    )
+
+
+def clusters_in(text: str) -> Clusters:
+    """Return the counts of an exposition; raises Unreadable."""
+    try:
+        families = list(text_string_to_metric_families(text))
+    except ValueError as error:
+        raise Unreadable(f"these are no statistics: {error}") from error
+    return _clusters((each.name, each.labels, each.value) for family in families for each in family.samples)
+
+
+class _Series(msgspec.Struct):
+    metric: dict[str, str]
+    value: tuple[float, str]
+
+
+class _Vector(msgspec.Struct):
+    result: list[_Series]
+
+
+class _Answer(msgspec.Struct):
+    status: str
+    data: _Vector | None = None
+    error: str = ""
+
+
+def reading_in(answer: bytes) -> Reading:
+    """Return the counts of an answer to an instant query, by job and instance; raises Unreadable."""
+    try:
+        got = msgspec.json.decode(answer, type=_Answer)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Unreadable(f"this is no answer of Prometheus: {error}") from error
+    if got.data is None:
+        raise Unreadable(f"Prometheus says: {got.error or got.status}")
+    proxies: dict[str, list[Sample]] = {}
+    for each in got.data.result:
+        of = f"{each.metric.get('job', '')} {each.metric.get('instance', '')}"
+        sample = (each.metric.get("__name__", ""), each.metric, _number(each.value[1]))
+        proxies.setdefault(of, []).append(sample)
+    return {of: _clusters(samples) for of, samples in proxies.items()}
+
+
+def _clusters(samples: Iterable[Sample]) -> Clusters:
+    made: dict[str, Counts] = {}
+    for name, labels, value in samples:
+        series = SERIES.fullmatch(name)
+        if series is None or APART.search(series[1] or ""):
+            continue
+        own, rest = labels.get("envoy_cluster_name", ""), series[1]
+        cluster = f"{own}.{rest}" if rest else own
+        made[cluster] = made.get(cluster, Counts()) + _counts(series[2], labels, value)
+    return made
+
+
+def _counts(kind: str, labels: Mapping[str, Any], value: float) -> Counts:
+    if not math.isfinite(value) or value < 0:
+        return Counts()
+    if kind == "xx":
+        answers = labels.get("envoy_response_code_class")
+        return Counts(int(value) if answers in ANSWERS else 0, int(value) if answers == FAILED else 0)
+    return Counts(0, 0, {_number(labels.get("le", "")): int(value)})
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise Unreadable(f"{text[:40]!r} is no number") from error
