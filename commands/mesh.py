@@ -26,6 +26,7 @@ from commands.mesh_options import (
     applications_of,
     parameters_of,
 )
+from routing.mesh import service_connect
 from routing.mesh.api import process as api_process
 from routing.mesh.api import settings as api_settings
 from routing.mesh.api.store import StoreError
@@ -55,6 +56,7 @@ class Format(Enum):
     """What a proxy is exported as."""
 
     ENVOY = "envoy"
+    ECS_SERVICE_CONNECT = "ecs-service-connect"
 
 
 @app.command("check")
@@ -100,8 +102,18 @@ def export(
     admin_port: PortOption = Proxy().admin_port,
     sds_socket: SdsOption = "",
     trust_domain: TrustDomainOption = "",
+    namespace: Annotated[
+        str,
+        typer.Option(
+            help="The namespace of AWS Cloud Map, for ECS Service Connect; the node's own if not said."
+        ),
+    ] = "",
 ) -> None:
-    """Print the configuration of a node's Envoy, which runs as it is: envoy -c FILE."""
+    """Print the configuration of a node's Envoy, which runs as it is: envoy -c FILE.
+
+    With --format ecs-service-connect, print what its ECS service takes; what is lost is named on standard
+    error, and the exit code is 3.
+    """
     meshes = _meshes(place, parameters)
     proxy = Proxy(
         listen=listen,
@@ -118,11 +130,13 @@ def export(
     if errors:
         _fail(errors, REFUSED)
     snapshot = _chosen(meshes, mesh)
+    if format_ is Format.ECS_SERVICE_CONNECT:
+        _export_to_ecs(snapshot, _proxied(snapshot, node), namespace)
+        return
     try:
         made = compiled(snapshot, _proxied(snapshot, node), proxy)
     except Uncompilable as error:
         _fail(error.problems, UNSUPPORTED)
-    assert format_ is Format.ENVOY
     typer.echo(msgspec.json.format(msgspec.json.encode(as_json(static(made, proxy)))).decode())
 
 
@@ -142,6 +156,21 @@ def serve(
         fail(str(error), USAGE)
     except (StartError, StoreError) as error:
         fail(str(error))
+
+
+def _export_to_ecs(snapshot: MeshSnapshot, node: VirtualNode | VirtualGateway, namespace: str) -> None:
+    if isinstance(node, VirtualGateway):
+        fail(
+            f"{node.path}: Service Connect has no gateways; put a load balancer before its services",
+            UNSUPPORTED,
+        )
+    try:
+        made = service_connect.exported(snapshot, node, namespace)
+    except service_connect.NoNamespace as error:
+        fail(f"{error}: give --namespace", USAGE)
+    typer.echo(msgspec.json.format(msgspec.json.encode(made.config)).decode())
+    if made.lost:
+        _fail(made.lost, UNSUPPORTED)
 
 
 def _meshes(place: Path, parameters: Sequence[str] | None) -> Meshes:

@@ -64,7 +64,8 @@ class MeshSnapshot:
                 gateway_routes[each.virtual_gateway_name].append(each)
         self._routes = {name: tuple(of) for name, of in routes.items()}
         self._gateway_routes = {name: tuple(of) for name, of in gateway_routes.items()}
-        self._policies = _policies(each for each in given if isinstance(each, Policy))
+        self.policies = tuple(each for each in given if isinstance(each, Policy))
+        self._policies = _policies(self.policies)
 
     @cached_property
     def callers(self) -> Callers:
