@@ -11,6 +11,7 @@ import typer
 from commands.common import USAGE, JsonOption, fail, show
 from commands.traffic_options import (
     EndpointOption,
+    PlaceOption,
     RegionOption,
     RouteArgument,
     admins_of,
@@ -39,6 +40,7 @@ WITH_RESUME: Final = {
     "unwatched",
     "endpoint_url",
     "region",
+    "place",
     "resume",
     "dry_run",
     "as_json",
@@ -91,6 +93,7 @@ def shift(
     ] = False,
     endpoint_url: EndpointOption = "",
     region: RegionOption = "us-east-1",
+    place: PlaceOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a shift that is stalled.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the steps, and change nothing.")] = False,
     as_json: JsonOption = False,
@@ -114,19 +117,23 @@ def shift(
             fail("nothing is asked of the canary: --compare, --success-min or --latency-p99-max-ms", USAGE)
         pace = Pace(step_s, max(STEP_MAX * step_s, STEP_MAX_S) if step_max_s is None else step_max_s, look_s)
         wanted = Wanted(to, tuple(away or ()), steps_of(steps), pace, None if unwatched else terms)
-    place = Place(endpoint_url, region)
-    raise typer.Exit(answered(run_shift(name, place, source, wanted, dry_run=dry_run, as_json=as_json)))
+    kept = Place(endpoint_url, region, place)
+    raise typer.Exit(answered(run_shift(name, kept, source, wanted, dry_run=dry_run, as_json=as_json)))
 
 
 @app.command("abort")
 def abort(
-    route: RouteArgument, *, endpoint_url: EndpointOption = "", region: RegionOption = "us-east-1"
+    route: RouteArgument,
+    *,
+    endpoint_url: EndpointOption = "",
+    region: RegionOption = "us-east-1",
+    place: PlaceOption = None,
 ) -> None:
     """Restore the weights from before a shift, running or stalled; exit code 3 where there is none."""
     name = route_of(route)
 
     async def run() -> int:
-        async with opened(name, Place(endpoint_url, region)) as keeping:
+        async with opened(name, Place(endpoint_url, region, place)) as keeping:
             done = await abort_shift(keeping, new_id(), who(), clock.unix_s)
             nodes = routes.nodes((await keeping.read()).spec)
         weights = dict(zip(nodes, done.plan.before, strict=True))
@@ -155,6 +162,7 @@ def status(
     *,
     endpoint_url: EndpointOption = "",
     region: RegionOption = "us-east-1",
+    place: PlaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print the last shift at each route; exit code 3 where one is stalled, or its route was changed."""
@@ -163,7 +171,7 @@ def status(
     async def run() -> int:
         rows = []
         for name in names:
-            async with opened(name, Place(endpoint_url, region)) as keeping:
+            async with opened(name, Place(endpoint_url, region, place)) as keeping:
                 rows.append(_row(name.path, await keeping.read()))
         show(rows, list(Row.__struct_fields__), as_json=as_json)
         return STOPPED if any(row.state in {"stalled", "changed"} for row in rows) else 0

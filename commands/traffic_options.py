@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -19,6 +20,9 @@ EndpointOption = Annotated[
 RegionOption = Annotated[
     str,
     typer.Option(help="The region that calls are signed for.", envvar=["AWS_REGION", "AWS_DEFAULT_REGION"]),
+]
+PlaceOption = Annotated[
+    Path | None, typer.Option(help="In place of the API, the folder that `mesh xds` serves.", metavar="DIR")
 ]
 
 

@@ -10,6 +10,7 @@ import secrets
 import signal
 import socket
 from collections.abc import AsyncIterator, Coroutine, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
@@ -20,6 +21,7 @@ from commands import traffic_screen as screen
 from commands.common import REFUSED, USAGE, fail
 from routing.aws import AwsClient
 from routing.traffic import route as routes
+from routing.traffic.folder import FolderKeeping
 from routing.traffic.judgement import Terms
 from routing.traffic.keeping import ApiKeeping, Keeping, Kept, Missing, Unavailable
 from routing.traffic.outcome import Refused, Tell
@@ -39,10 +41,11 @@ NAME_MAX: Final = 60
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where a route is kept: an API, and the region that calls are signed for."""
+    """Where a route is kept: a folder, or an API and the region that calls are signed for."""
 
     endpoint: str
     region: str
+    folder: Path | None
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -102,8 +105,11 @@ def answered(doing: Coroutine[Any, Any, int]) -> int:
 @contextlib.asynccontextmanager
 async def opened(name: RouteName, place: Place) -> AsyncIterator[Keeping]:
     """Open what keeps a route."""
+    if place.folder is not None:
+        yield FolderKeeping(place.folder, name)
+        return
     if not place.endpoint:
-        fail("say where the route is kept: --endpoint-url URL", USAGE)
+        fail("say where the route is kept: --endpoint-url URL, or --place DIR", USAGE)
     client = AwsClient("appmesh", region=place.region, endpoint=place.endpoint, connections_max=2)
     try:
         yield ApiKeeping(client, name, place.endpoint)

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mesh_client import loaded, session
-from tests.support.traffic_rig import failing, meshed, prometheus, slow
+from tests.support import mesh_documents as of
+from tests.support.mesh_client import cart, loaded, session
+from tests.support.traffic_rig import Shifting, failing, meshed, prometheus, slow
 from tests.support.upstream_servers import servers
+from tests.support.xds_rig import control_plane, proxied
 
 pytestmark = [pytest.mark.end_to_end]
 needs_prometheus = pytest.mark.skipif(
@@ -138,3 +140,20 @@ async def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path: Path
         assert "1 proxies answer; nothing is changed" in out
         assert await mesh.weights() == BEFORE
         assert (await mesh.status())["state"] == "none"
+
+
+async def test_a_canary_of_a_folder_is_promoted_where_its_weights_stand(tmp_path: Path) -> None:
+    async with servers(2) as (one, two), session() as asking:
+        route = of.route("cart", "all", {"v1": 100, "v2": 0})
+        place = of.written(tmp_path / "shop", *cart({"v1": one.port, "v2": two.port}, route))
+        async with (
+            control_plane(tmp_path, place) as plane,
+            proxied(tmp_path, plane, "mesh/shop/virtualNode/front") as front,
+            loaded(asking, front.egress) as load,
+        ):
+            mesh = Shifting(front, "--place", str(place))
+            async with mesh.shift("--steps", "20,100", "--samples-min", "20") as shift:
+                assert await shift.ended() == 0, await shift.said()
+            await load.until("b")
+            assert (await mesh.status())["weights"] == "v1 0, v2 100"
+        assert load.failed() == {}

@@ -64,28 +64,16 @@ class Command:
         return [each for each in self.events if each["event"] == event]
 
 
-class Mesh:
-    """The mesh `shop`, in which `front` calls `cart.local`: `v1`, and as a canary `v2`."""
+class Shifting:
+    """`headworks traffic`, of a route that is kept where `kept` says, and of the Envoy of its caller."""
 
-    def __init__(self, api: MeshApiProcess, front: Envoy) -> None:
-        self.api = api
+    def __init__(self, front: Envoy, *kept: str) -> None:
         self.front = front
-        self.client = api.client()
+        self._kept = kept
 
     @property
     def admin(self) -> str:
         return f"127.0.0.1:{self.front.proxy.admin_port}"
-
-    async def weights(self) -> dict[str, int]:
-        """Return the weights that the API keeps."""
-        names = {"meshName": "shop", "virtualRouterName": "cart", "routeName": "all"}
-        got = await asyncio.to_thread(self.client.describe_route, **names)
-        targets = got["route"]["spec"]["httpRoute"]["action"]["weightedTargets"]
-        return {each["virtualNode"]: each["weight"] for each in targets}
-
-    async def change(self, weights: dict[str, int]) -> None:
-        """Change the weights, as somebody else would."""
-        await asyncio.to_thread(self.client.update_route, **of.route("cart", "all", weights))
 
     @contextlib.asynccontextmanager
     async def shift(self, *words: str) -> AsyncIterator[Command]:
@@ -128,11 +116,30 @@ class Mesh:
         return row
 
     def _command(self, verb: str, *words: str) -> list[str]:
-        return [str(HEADWORKS), "traffic", verb, ROUTE, "--endpoint-url", self.api.url, *words]
+        return [str(HEADWORKS), "traffic", verb, ROUTE, *self._kept, *words]
 
     def _environment(self) -> dict[str, str]:
         keys = {"AWS_ACCESS_KEY_ID": "AKADMIN", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1"}
         return os.environ | keys | {"COLUMNS": "200"}
+
+
+class Mesh(Shifting):
+    """The mesh `shop` in the API, in which `front` calls `cart.local`: `v1`, and as a canary `v2`."""
+
+    def __init__(self, api: MeshApiProcess, front: Envoy) -> None:
+        super().__init__(front, "--endpoint-url", api.url)
+        self.client = api.client()
+
+    async def weights(self) -> dict[str, int]:
+        """Return the weights that the API keeps."""
+        names = {"meshName": "shop", "virtualRouterName": "cart", "routeName": "all"}
+        got = await asyncio.to_thread(self.client.describe_route, **names)
+        targets = got["route"]["spec"]["httpRoute"]["action"]["weightedTargets"]
+        return {each["virtualNode"]: each["weight"] for each in targets}
+
+    async def change(self, weights: dict[str, int]) -> None:
+        """Change the weights, as somebody else would."""
+        await asyncio.to_thread(self.client.update_route, **of.route("cart", "all", weights))
 
 
 @contextlib.asynccontextmanager

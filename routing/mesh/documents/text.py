@@ -13,6 +13,7 @@ import msgspec
 import yaml
 
 SHORT: Final = {"Ref": "Ref", "Condition": "Condition"}
+NULL: Final = "tag:yaml.org,2002:null"
 ALIASES_MAX: Final = 1000
 """YAML that repeats itself more often is made to exhaust memory."""
 
@@ -35,10 +36,15 @@ def documents_in(data: bytes, suffix: str) -> list[Any]:
         raise Unreadable("is nested too deep") from error
 
 
+def composed(text: str) -> list[yaml.Node]:
+    """Return the documents of a text with the places of what is in them; raises yaml.YAMLError."""
+    return [node for node in yaml.compose_all(text, _Loader) if node.tag != NULL]
+
+
 class _Loader(yaml.SafeLoader):
     """Reads what CloudFormation and the AWS CLI write."""
 
-    def __init__(self, stream: bytes) -> None:
+    def __init__(self, stream: bytes | str) -> None:
         super().__init__(stream)
         self._aliases = 0
 
