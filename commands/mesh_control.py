@@ -75,7 +75,7 @@ def bootstrap(
         tcp_backends=addresses("--tcp", tcp_backends),
         sds_socket=sds_socket,
     )
-    files = _files(certificate, key, authority)
+    files = files_of(certificate, key, authority)
     tls = None if files is None else ClientTls(certificate=files[0], key=files[1], authority=files[2])
     made = bootstrap_of(node, found[1], proxy, address_of("--server", server), tls=tls, delta=delta)
     typer.echo(msgspec.json.format(msgspec.json.encode(as_json(made))).decode())
@@ -107,7 +107,7 @@ def xds(
 ) -> None:
     """Serve resources to Envoys until SIGTERM or Ctrl-C; read again when a file changes."""
     address_of("--bind", bind)
-    files = _files(certificate, key, authority)
+    files = files_of(certificate, key, authority)
     terms = Terms(
         bind=bind,
         tls=None if files is None else ServerTls(certificate=files[0], key=files[1], authority=files[2]),
@@ -148,9 +148,10 @@ def _authority(certificate: Path | None, key: Path | None, bundle: Path | None) 
     return IssuerFiles(certificate, key, bundle)
 
 
-def _files(
+def files_of(
     certificate: Path | None, key: Path | None, authority: Path | None
 ) -> tuple[Path, Path, Path] | None:
+    """Return the three files, or none if none is given, or exit."""
     if certificate is None and key is None and authority is None:
         return None
     if certificate is None or key is None or authority is None:

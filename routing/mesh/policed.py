@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from routing.mesh.model.policies import Policy
 from routing.mesh.model.resources import Resource, Route, VirtualNode
+from routing.mesh.problem import Problem
 
 Fault = tuple[str, str]
 
@@ -24,8 +25,28 @@ def unseen(target: Resource | None) -> str:
     return ""
 
 
+def uncounted(policies: Sequence[Policy]) -> Iterator[Problem]:
+    """Yield limits that are shared, where the mesh has no service that counts."""
+    if any(each.spec.rate_limit_service is not None for each in policies):
+        return
+    for each in policies:
+        if each.spec.global_rate_limit is not None:
+            text = "needs rateLimitService in a policy of the mesh, which says who counts"
+            yield Problem("", each.path, "spec.globalRateLimit", text)
+
+
 def unclear(policy: Policy, known: dict[str, Resource]) -> Iterator[Fault]:
     """Yield what a policy does not say, and must."""
+    service = policy.spec.rate_limit_service
+    if service is not None and service.client_policy is not None:
+        tls = service.client_policy.tls
+        if tls is None:
+            yield "spec.rateLimitService.clientPolicy.tls", "is needed"
+        elif tls.validation.trust.acm is not None:
+            yield (
+                "spec.rateLimitService.clientPolicy.tls.validation.trust.acm",
+                "is not supported: name a file",
+            )
     target = known.get(policy.target_path)
     if policy.spec.jwt is not None and isinstance(target, VirtualNode):
         for listener in target.spec.listeners or ():

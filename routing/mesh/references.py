@@ -19,7 +19,7 @@ from routing.mesh.model.resources import (
     VirtualService,
 )
 from routing.mesh.model.routes import WeightedTarget
-from routing.mesh.policed import unclear, unseen
+from routing.mesh.policed import unclear, uncounted, unseen
 from routing.mesh.problem import Problem, Severity
 
 ROUTE_KINDS: Final = ("http_route", "http2_route", "grpc_route", "tcp_route")
@@ -43,7 +43,9 @@ def broken(resources: Sequence[Resource]) -> Iterator[Problem]:
     for each in resources:
         for field, text, *severity in _faults(each, known):
             yield Problem("", each.path, field, text, severity[0] if severity else Severity.ERROR)
-    yield from _said_twice([each for each in resources if isinstance(each, Policy)])
+    policies = [each for each in resources if isinstance(each, Policy)]
+    yield from _said_twice(policies)
+    yield from uncounted(policies)
 
 
 def _faults(resource: Resource, known: dict[str, Resource]) -> Iterable[Fault]:

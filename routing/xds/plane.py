@@ -74,7 +74,7 @@ class ControlPlane:
         self._status = _status_server(terms.status_socket, self._discovery)
         self._server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=terms.streams_max + 1)
         ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(self._discovery, self._server)
-        _listen(self._server, terms)
+        listen(self._server, terms.bind, terms.tls)
 
     @property
     def meshes(self) -> Mapping[str, MeshSnapshot]:
@@ -148,19 +148,20 @@ def _issuer(terms: Terms) -> Issuer | None:
         raise StartError(str(error)) from error
 
 
-def _listen(server: grpc.aio.Server, terms: Terms) -> None:
-    host = terms.bind.rpartition(":")[0]
-    if terms.tls is None and host not in LOOPBACK:
+def listen(server: grpc.aio.Server, bind: str, tls: ServerTls | None) -> None:
+    """Let proxies connect; without TLS only on loopback. Raises StartError."""
+    host = bind.rpartition(":")[0]
+    if tls is None and host not in LOOPBACK:
         raise StartError(
-            f"{terms.bind} is not on loopback: it needs a certificate, its key and the proxies' authority"
+            f"{bind} is not on loopback: it needs a certificate, its key and the proxies' authority"
         )
     try:
-        if terms.tls is None:
-            server.add_insecure_port(terms.bind)
+        if tls is None:
+            server.add_insecure_port(bind)
         else:
-            server.add_secure_port(terms.bind, _credentials(terms.tls))
+            server.add_secure_port(bind, _credentials(tls))
     except (RuntimeError, OSError) as error:
-        raise StartError(f"cannot listen on {terms.bind}: {error}") from error
+        raise StartError(f"cannot listen on {bind}: {error}") from error
 
 
 def _credentials(tls: ServerTls) -> grpc.ServerCredentials:

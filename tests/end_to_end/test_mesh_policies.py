@@ -8,10 +8,11 @@ import contextlib
 import json
 import math
 import ssl
+import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 import jwt
@@ -25,6 +26,8 @@ from tests.support import mesh_documents as of
 from tests.support.mesh_client import ONCE, Client, cart, session
 from tests.support.mesh_rig import Envoy, envoys, port
 from tests.support.upstream_servers import Server, servers
+from tests.support.valkey_server import ValkeyServer
+from tests.support.xds_rig import HEADWORKS
 
 pytestmark = [pytest.mark.end_to_end]
 
@@ -420,3 +423,153 @@ async def test_keys_behind_an_address_are_fetched_with_tls_and_rotate(tmp_path: 
             await answered("old", 401)
     finally:
         await issuer.kill()
+
+
+class Limits:
+    """`headworks mesh limits` as a process."""
+
+    def __init__(self, folder: Path, *more: str) -> None:
+        self.port = port()
+        self._log = folder / f"limits-{self.port}.log"
+        self._command = [str(HEADWORKS), "mesh", "limits", "--bind", f"127.0.0.1:{self.port}", *more]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def __aenter__(self) -> Self:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)  # noqa: ASYNC220  # returns at once
+        async with asyncio.timeout(30):
+            while "mesh_limits_started" not in self._log.read_text():
+                assert self._process.poll() is None, self._log.read_text()
+                await asyncio.sleep(0.05)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self.stop() == 0, self._log.read_text()
+
+    def stop(self) -> int:
+        assert self._process is not None
+        self._process.terminate()
+        try:
+            return self._process.wait(20)
+        finally:
+            self._process.kill()
+
+    def policy(self, **more: object) -> of.Document:
+        # A machine that is busy with other things answers late.
+        patient = {"host": "127.0.0.1", "port": self.port, "timeout": {"unit": "s", "value": 10}}
+        return of.policy("limits", rateLimitService={**patient, **more})
+
+
+def shared(requests: int, on_failure: str = "DENY", **more: object) -> of.Document:
+    return {"requests": requests, "per": HOUR, "onFailure": on_failure, **more}
+
+
+async def test_two_proxies_share_a_limit(tmp_path: Path) -> None:
+    async with Limits(tmp_path) as limits:
+        policies = [limits.policy(), of.policy("few", ROUTE, globalRateLimit=shared(30))]
+        async with shop(tmp_path / "mesh", policies) as running:
+            one, _ = running.servers
+            seen = await asyncio.gather(statuses(running.front, 50), statuses(running.gateway, 50))
+            assert seen[0] + seen[1] == {200: 30, 429: 70}
+            assert one.seen == 30
+            url = running["front"].egress
+            async with running.asking.get(url, headers={"Host": "cart.local"}) as answer:
+                assert answer.status == 429
+                assert 1 <= int(answer.headers["Retry-After"]) <= 120
+                assert answer.headers["X-RateLimit-Limit"].startswith("30")
+                assert answer.headers["X-RateLimit-Remaining"] == "0"
+
+
+async def test_each_value_of_a_header_has_a_limit_and_who_leaves_it_out_has_one_too(tmp_path: Path) -> None:
+    async with Limits(tmp_path) as limits:
+        limit = shared(5, key={"header": "x-tenant"})
+        policies = [limits.policy(), of.policy("few", "virtualNode/v1", globalRateLimit=limit)]
+        async with shop(tmp_path / "mesh", policies) as running:
+
+            async def through(client: Client, **headers: str) -> int:
+                answers = [await client.ask(headers=headers) for _ in range(10)]
+                return sum(status == 200 for status, _ in answers)
+
+            assert await through(running.front, **{"x-tenant": "acme"}) == 5
+            assert await through(running.gateway, **{"x-tenant": "acme"}) == 0
+            assert await through(running.gateway, **{"x-tenant": "zoo"}) == 5
+            assert await through(running.front) == 5
+            assert await through(running.front) == 0
+
+
+async def test_who_comes_from_one_address_is_counted_at_a_gateway_whatever_it_says(tmp_path: Path) -> None:
+    async with Limits(tmp_path) as limits:
+        limit = shared(5, key={"remoteAddress": {}})
+        policies = [limits.policy(), of.policy("few", "virtualGateway/edge", globalRateLimit=limit)]
+        async with shop(tmp_path / "mesh", policies) as running:
+            answers = [
+                await running.gateway.ask(headers={"X-Forwarded-For": f"10.0.0.{index}"})
+                for index in range(10)
+            ]
+            assert [status for status, _ in answers] == [200] * 5 + [429] * 5
+
+
+async def test_a_policy_says_what_happens_while_nobody_counts(tmp_path: Path) -> None:
+    limits = Limits(tmp_path)
+    own = "virtualGateway/edge/gatewayRoute/own"
+    policies = [
+        limits.policy(timeout={"unit": "ms", "value": 200}),
+        of.policy("all", "virtualGateway/edge", globalRateLimit=shared(1000)),
+        of.policy("own", own, globalRateLimit=shared(1000, "ALLOW")),
+    ]
+    async with shop(tmp_path / "mesh", policies) as running:
+        assert (await running.gateway.ask("/"))[0] == 503
+        assert (await running.gateway.ask("/own/x"))[0] == 200
+        async with limits, asyncio.timeout(30):
+            while (await running.gateway.ask("/"))[0] != 200:
+                await asyncio.sleep(0.05)
+        assert (await running.gateway.ask("/"))[0] == 503
+
+
+async def test_two_services_share_limits_through_valkey(tmp_path: Path) -> None:
+    valkey = ValkeyServer(tmp_path)
+    valkey.start()
+    try:
+        async with (
+            Limits(tmp_path, "--valkey", valkey.url, "--node", "a", "--nodes", "2") as first,
+            Limits(tmp_path, "--valkey", valkey.url, "--node", "b", "--nodes", "2") as second,
+        ):
+            few = of.policy("few", ROUTE, globalRateLimit=shared(40))
+            async with (
+                shop(tmp_path / "first", [first.policy(), few]) as one,
+                shop(tmp_path / "second", [second.policy(), few]) as other,
+            ):
+                seen = await asyncio.gather(statuses(one.front, 60), statuses(other.front, 60))
+    finally:
+        valkey.stop()
+    let_through = seen[0][200] + seen[1][200]
+    # Each may hold what it has leased, a tenth of the burst, while the other is refused.
+    assert 40 - 2 * 4 <= let_through <= 40
+    assert seen[0][200]
+    assert seen[1][200]
+
+
+async def test_limits_are_served_to_proxies_with_a_certificate_alone(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    for name in ("127.0.0.1", "proxy.local"):
+        made = authority.issue_cert(name)
+        made.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+        made.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+    files = ["--certificate", "127.0.0.1.pem", "--key", "127.0.0.1.key", "--ca", "ca.pem"]
+    options = [each if each.startswith("--") else str(tmp_path / each) for each in files]
+    own = {
+        "file": {
+            "certificateChain": str(tmp_path / "proxy.local.pem"),
+            "privateKey": str(tmp_path / "proxy.local.key"),
+        }
+    }
+    tls: of.Document = {"validation": {"trust": {"file": {"certificateChain": str(tmp_path / "ca.pem")}}}}
+    few = of.policy("few", ROUTE, globalRateLimit=shared(5))
+    async with Limits(tmp_path, *options) as limits:
+        shown = limits.policy(clientPolicy={"tls": {**tls, "certificate": own}})
+        async with shop(tmp_path / "shown", [shown, few]) as running:
+            assert await statuses(running.front, 10) == {200: 5, 429: 5}
+        hidden = limits.policy(clientPolicy={"tls": tls})
+        async with shop(tmp_path / "hidden", [hidden, few]) as running:
+            assert await statuses(running.front, 10) == {503: 10}

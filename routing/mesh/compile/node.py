@@ -66,7 +66,7 @@ def _configs(
 ) -> tuple[list[Config], list[Config], Mapping[str, Callee]]:
     """Return the listeners and the clusters of a proxy, and the callees whose endpoints were given."""
     defaults = of.spec.backend_defaults
-    policies = Policies(snapshot)
+    policies = Policies(snapshot, proxy)
     security = secured(snapshot, of, proxy)
     policy = defaults.client_policy if defaults is not None else None
     directory = Directory(snapshot, proxy, policy, policies, security)
@@ -80,15 +80,15 @@ def _configs(
         more_listeners, more_clusters = outbound(of, proxy, directory, policies, allow_all=allow_all)
         listeners, clusters = [*listeners, *more_listeners], [*clusters, *more_clusters]
     clusters += [*directory.clusters, *policies.clusters]
-    clusters += _secret_clusters(of, proxy, security)
+    clusters += _secret_clusters(of, proxy, security, policies.tls)
     return listeners, clusters, directory.callees
 
 
 def _secret_clusters(
-    of: VirtualNode | VirtualGateway, proxy: Proxy, security: Secured | None
+    of: VirtualNode | VirtualGateway, proxy: Proxy, security: Secured | None, more: Sequence[ClientPolicyTls]
 ) -> list[Config]:
     """Return the cluster of the service that has a proxy's secrets, where it is not the control plane."""
-    names = [name for tls in _all_tls(of) for name in secret_names(tls)]
+    names = [name for tls in [*_all_tls(of), *more] for name in secret_names(tls)]
     if not names and security is None:
         return []
     if proxy.sds_socket:

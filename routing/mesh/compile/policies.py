@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from routing.mesh.compile import faults, jwt, local_limits
+from routing.mesh.compile import faults, global_limits, jwt, local_limits
 from routing.mesh.compile.messages import Config
+from routing.mesh.compile.proxy import Proxy
+from routing.mesh.compile.tls import secret_source
 from routing.mesh.model.policies import PolicySpec
+from routing.mesh.model.tls import ClientPolicyTls
 from routing.mesh.snapshot import MeshSnapshot
 
 SAID: Final = "typed_per_filter_config"
@@ -22,9 +25,12 @@ SAID: Final = "typed_per_filter_config"
 class Policies:
     """The policies of a mesh, as one proxy in it keeps them."""
 
-    def __init__(self, snapshot: MeshSnapshot) -> None:
+    def __init__(self, snapshot: MeshSnapshot, proxy: Proxy) -> None:
         self._snapshot = snapshot
+        self._secrets = secret_source(proxy)
         self._clusters: dict[str, Config] = {}
+        self.tls: list[ClientPolicyTls] = []
+        """How those clusters are called."""
 
     @property
     def clusters(self) -> list[Config]:
@@ -43,6 +49,8 @@ class Policies:
             said[jwt.NAME] = jwt.said(path)
         if policy.local_rate_limit is not None:
             said[local_limits.NAME] = local_limits.said(policy.local_rate_limit)
+        if policy.global_rate_limit is not None:
+            said |= global_limits.said(path, policy.global_rate_limit)
         if policy.faults is not None:
             said[faults.NAME] = faults.said(policy.faults)
         return {SAID: said} if said else {}
@@ -50,15 +58,28 @@ class Policies:
     def filters(self, table: Config) -> list[Config]:
         """Return the filters to which a table of routes says something, the first to act first."""
         said = [one for place in _places(table) for one in place.get(SAID, {}).items()]
-        names = {name for name, _ in said}
+        names = {name for name, message in said if message.value}
         made = []
         if jwt.NAME in names:
             made.append(self._tokens({jwt.path_in(message) for name, message in said if name == jwt.NAME}))
         if local_limits.NAME in names:
             made.append(local_limits.filter_())
+        made += [
+            self._shared(on_failure) for on_failure, name in global_limits.NAMES.items() if name in names
+        ]
         if faults.NAME in names:
             made.append(faults.filter_())
         return made
+
+    def _shared(self, on_failure: str) -> Config:
+        """Return the filter that asks the service of the mesh, which there is where a policy needs it."""
+        mesh = self._snapshot.mesh
+        service = self.of(mesh.path).rate_limit_service
+        assert service is not None
+        self._clusters[global_limits.CLUSTER] = global_limits.cluster(service, self._secrets)
+        if service.client_policy is not None and service.client_policy.tls is not None:
+            self.tls.append(service.client_policy.tls)
+        return global_limits.filter_(mesh.mesh_name, on_failure, service)
 
     def _tokens(self, paths: set[str]) -> Config:
         """Return the filter of tokens that the policies of paths ask for."""

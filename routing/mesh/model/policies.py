@@ -13,7 +13,7 @@ import msgspec
 
 from routing.mesh.model.faults import Faults
 from routing.mesh.model.jwt import Jwt
-from routing.mesh.model.rate_limits import LocalRateLimit
+from routing.mesh.model.rate_limits import GlobalRateLimit, LocalRateLimit, RateLimitService
 from routing.mesh.model.resources import KINDS, Resource
 from routing.mesh.model.security import Security
 from routing.mesh.model.shape import ResourceName, Shape
@@ -48,6 +48,8 @@ class PolicySpec(Shape, frozen=True, kw_only=True):
     local_rate_limit: LocalRateLimit | None = None
     jwt: Jwt | None = None
     security: Security | None = None
+    global_rate_limit: GlobalRateLimit | None = None
+    rate_limit_service: RateLimitService | None = None
 
 
 WHERE_REQUESTS_ARE: Final = ("virtualNode", "virtualGateway", "route", "gatewayRoute")
@@ -59,9 +61,11 @@ TARGETS: Final[dict[str, tuple[str, ...]]] = {
     "local_rate_limit": WHERE_REQUESTS_ARE,
     "jwt": WHERE_REQUESTS_ARE,
     "security": ("mesh",),
+    "global_rate_limit": WHERE_REQUESTS_ARE,
+    "rate_limit_service": ("mesh",),
 }
 """Which kinds of target may have a member."""
-OF_REQUESTS: Final = frozenset({"faults", "mirror", "sticky", "local_rate_limit", "jwt"})
+OF_REQUESTS: Final = frozenset({"faults", "mirror", "sticky", "local_rate_limit", "jwt", "global_rate_limit"})
 """What is done to requests, of which there are none where TCP is spoken."""
 
 

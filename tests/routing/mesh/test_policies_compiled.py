@@ -15,6 +15,7 @@ from routing.mesh.compile.messages import as_json
 from routing.mesh.compile.node import compiled, static
 from routing.mesh.compile.proxy import Proxy
 from routing.mesh.compile.splitting import STEPS, steps
+from routing.mesh.compile.uncompilable import Uncompilable
 from routing.mesh.documents.reading import read
 from routing.mesh.meshes import meshes_of
 from routing.mesh.snapshot import MeshSnapshot
@@ -55,17 +56,31 @@ OF_WHOM: of.Document = {"issuer": "https://issuer.example", "audiences": ["cart"
 JWT: of.Document = {**OF_WHOM, "jwks": {"inline": json.dumps({"keys": [PUBLIC]})}, "forward": True}
 REMOTE = {"uri": "https://issuer.example/keys", "certificateChain": "/etc/hostname"}
 LIMIT = {"requests": 100, "per": MINUTE, "burst": 20}
+SHARED = {"requests": 100, "per": MINUTE, "onFailure": "DENY", "key": {"header": "x-tenant"}}
+SERVICE: of.Document = {"host": "limits.local", "port": 18001, "timeout": {"unit": "ms", "value": 50}}
 EVERYWHERE: dict[str, dict[str, of.Document]] = {
-    NODE: {"faults": FAULTS, "localRateLimit": LIMIT, "retryBudget": {}, "jwt": JWT},
+    NODE: {
+        "faults": FAULTS,
+        "localRateLimit": LIMIT,
+        "retryBudget": {},
+        "jwt": JWT,
+        "globalRateLimit": SHARED,
+    },
     ROUTE: {
         "faults": FAULTS,
         "localRateLimit": LIMIT,
         "mirror": {"virtualNode": "cart-2", "percent": 1.5},
         "sticky": {"header": "x-device-id"},
         "jwt": JWT,
+        "globalRateLimit": {**SHARED, "onFailure": "ALLOW", "key": {"remoteAddress": {}}},
     },
-    GATEWAY: {"localRateLimit": LIMIT, "jwt": JWT},
-    GATEWAY_ROUTE: {"localRateLimit": LIMIT, "jwt": {**JWT, "allowMissing": True}},
+    GATEWAY: {"localRateLimit": LIMIT, "jwt": JWT, "globalRateLimit": SHARED},
+    GATEWAY_ROUTE: {
+        "localRateLimit": LIMIT,
+        "jwt": {**JWT, "allowMissing": True},
+        "globalRateLimit": {**SHARED, "onFailure": "ALLOW", "key": {"constant": "all"}},
+    },
+    "": {"rateLimitService": SERVICE},
 }
 """Every member, at every kind of target that may have it."""
 
@@ -106,9 +121,12 @@ def test_envoy_takes_all_policies_everywhere(tmp_path: Path, name: str) -> None:
     validated(exported(tmp_path, snapshot, name, Proxy()))
 
 
-@pytest.mark.parametrize(("target", "member"), [(to, each) for to, has in EVERYWHERE.items() for each in has])
+@pytest.mark.parametrize(
+    ("target", "member"), [(to, each) for to, has in EVERYWHERE.items() for each in has if to]
+)
 def test_envoy_takes_each_policy_alone(tmp_path: Path, target: str, member: str) -> None:
-    snapshot = of.snapshot(tmp_path, *SHOP, *policies({target: {member: EVERYWHERE[target][member]}}))
+    only = {target: {member: EVERYWHERE[target][member]}, "": EVERYWHERE[""]}
+    snapshot = of.snapshot(tmp_path, *SHOP, *policies(only))
     validated(exported(tmp_path, snapshot, {NODE: "cart-1", ROUTE: "front"}.get(target, "edge"), Proxy()))
 
 
@@ -125,7 +143,15 @@ def test_filters_are_only_where_a_policy_needs_them(tmp_path: Path) -> None:
 def test_filters_have_an_order(tmp_path: Path) -> None:
     snapshot = of.snapshot(tmp_path, *SHOP, *policies(EVERYWHERE))
     inbound = managers(snapshot, "cart-1")["cds_ingress_shop_cart-1_http_8081"]
-    assert names(inbound) == ["jwt_authn", "local_ratelimit", "fault", "router"]
+    assert names(inbound) == [
+        "jwt_authn",
+        "local_ratelimit",
+        "headworks.global_limit_or_deny",
+        "fault",
+        "router",
+    ]
+    outer = managers(snapshot, "edge")["rds_ingress_shop_edge_80"]
+    assert names(outer)[2:] == ["headworks.global_limit_or_allow", "headworks.global_limit_or_deny", "router"]
 
 
 def test_health_checks_are_not_policed(tmp_path: Path) -> None:
@@ -192,6 +218,46 @@ def test_health_checks_are_not_policed(tmp_path: Path) -> None:
             "spec.jwt.jwks.remote: cacheDuration must be a second at least and a day at most",
         ),
         (
+            {"target": NODE, "globalRateLimit": SHARED},
+            "spec.globalRateLimit: needs rateLimitService in a policy of the mesh, which says who counts",
+        ),
+        (
+            {"target": NODE, "globalRateLimit": {**SHARED, "onFailure": "MAYBE"}},
+            "spec.globalRateLimit.onFailure: Invalid enum value 'MAYBE'",
+        ),
+        (
+            {"target": NODE, "globalRateLimit": {"requests": 1, "per": MINUTE}},
+            "spec.globalRateLimit: Object missing required field `onFailure`",
+        ),
+        (
+            {"target": NODE, "globalRateLimit": {**SHARED, "key": {}}},
+            "spec.globalRateLimit.key: exactly one of header, remoteAddress, constant must be set, not none",
+        ),
+        (
+            {"target": NODE, "rateLimitService": SERVICE},
+            "spec.rateLimitService: is for mesh, not virtualNode",
+        ),
+        (
+            {"target": "", "rateLimitService": {**SERVICE, "timeout": {"value": 0}}},
+            "spec.rateLimitService: timeout must be more than 0 and at most 10 s",
+        ),
+        (
+            {"target": "", "rateLimitService": {**SERVICE, "clientPolicy": {}}},
+            "spec.rateLimitService.clientPolicy.tls: is needed",
+        ),
+        (
+            {
+                "target": "",
+                "rateLimitService": {
+                    **SERVICE,
+                    "clientPolicy": {
+                        "tls": {"validation": {"trust": {"acm": {"certificateAuthorityArns": ["arn"]}}}}
+                    },
+                },
+            },
+            "spec.rateLimitService.clientPolicy.tls.validation.trust.acm: is not supported: name a file",
+        ),
+        (
             {"target": GATEWAY, "faults": FAULTS},
             "spec.faults: is for route and virtualNode, not virtualGateway",
         ),
@@ -254,3 +320,20 @@ def test_a_token_is_asked_for_by_a_check_of_health_with_a_path_of_its_own_alone(
     given = of.written(tmp_path, *documents, checked, of.policy("p", NODE, jwt=JWT))
     (problem,) = meshes_of(read(given, {})).problems
     assert (problem.field, "give the check a path of its own" in problem.text) == ("spec.jwt", True)
+
+
+def test_the_service_that_counts_is_called_with_tls_where_its_policy_says_so(tmp_path: Path) -> None:
+    trust = {"validation": {"trust": {"file": {"certificateChain": str(authority(tmp_path))}}}}
+    service = {**SERVICE, "clientPolicy": {"tls": trust}}
+    given = {NODE: {"globalRateLimit": SHARED}, "": {"rateLimitService": service}}
+    snapshot = of.snapshot(tmp_path / "mesh", *SHOP, *policies(given))
+    validated(exported(tmp_path, snapshot, "cart-1", Proxy()))
+    made: Any = as_json(static(compiled(snapshot, snapshot.nodes["cart-1"], Proxy()), Proxy()))
+    (cluster,) = (each for each in made["static_resources"]["clusters"] if each["name"] == "rate_limits")
+    assert cluster["transport_socket"]["typed_config"]["common_tls_context"]["alpn_protocols"] == ["h2"]
+    secret = {"validation": {"trust": {"sds": {"secretName": "spiffe://shop"}}}}
+    given[""] = {"rateLimitService": {**SERVICE, "clientPolicy": {"tls": secret}}}
+    snapshot = of.snapshot(tmp_path / "mesh", *SHOP, *policies(given))
+    with pytest.raises(Uncompilable, match="give its socket"):
+        compiled(snapshot, snapshot.nodes["cart-1"], Proxy())
+    validated(exported(tmp_path, snapshot, "cart-1", Proxy(sds_socket="/run/sds.sock")))
