@@ -16,6 +16,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
 from tests.support import mesh_documents as of
+from tests.support.dynamodb import dynamodb_server, made_table
 from tests.support.mesh_api import SECRET, MeshApiProcess, mesh_api
 from tests.support.mesh_client import cart, loaded, session
 from tests.support.mesh_rig import Envoy, port, running
@@ -60,10 +61,10 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *settings: str) -> Any:
+def serving(folder: Path, *settings: str, store: tuple[str, ...] = ()) -> Any:
     at, socket = port(), folder / "status.sock"
     xds = ["[xds]", f'bind = "127.0.0.1:{at}"', f'status_socket = "{socket}"', *settings]
-    with mesh_api(folder, *xds) as api:
+    with mesh_api(folder, *store, *xds) as api:
         yield Served(folder, api, at, socket)
 
 
@@ -165,3 +166,23 @@ async def test_endpoints_of_a_file_are_followed(tmp_path: Path) -> None:
                 file.write_text(f'{{"v1": ["127.0.0.1:{two.port}"]}}')
                 await load.until("b")
                 assert load.failed() == {}
+
+
+async def test_two_processes_share_a_table(tmp_path: Path) -> None:
+    folders = tmp_path / "one", tmp_path / "two"
+    for folder in folders:
+        await asyncio.to_thread(folder.mkdir)
+    async with servers(2) as (one, two), session() as asking:
+        with dynamodb_server() as url:
+            store = ('store = "dynamodb"', f'table = "{made_table(url)}"', f'table_endpoint = "{url}"')
+            with serving(folders[0], store=store) as first, serving(folders[1], store=store) as second:
+                ports = {"v1": one.port, "v2": two.port}
+                await first.create(*cart(ports, of.route("cart", "all", {"v1": 1})))
+                await said(second, "mesh_served")
+                async with second.front() as envoy, loaded(asking, envoy.egress) as load:
+                    await load.until("a")
+                    await first.weights({"v2": 1})
+                    await load.until("b")
+                    await second.weights({"v1": 1})
+                    await load.until("a")
+                    assert load.failed() == {}

@@ -42,7 +42,7 @@ class MeshApiProcess:
         self._config = folder / "mesh.toml"
         lines = [
             "[api]",
-            f'data_dir = "{folder / "data"}"',
+            *([] if any("dynamodb" in line for line in settings) else [f'data_dir = "{folder / "data"}"']),
             f'signing_keys_file = "{keys}"',
             f'bind = "{self.url.removeprefix("http://")}"',
             *settings,

@@ -22,7 +22,7 @@ from routing.mesh.api.service import MeshApi
 from routing.mesh.api.serving import Serving
 from routing.mesh.api.settings import Api, Settings, Xds
 from routing.mesh.api.sqlite_store import SqliteStore
-from routing.mesh.api.store import Record, StoreError
+from routing.mesh.api.store import Record, Store, StoreError
 from routing.xds.issuer import IssuerFiles
 from routing.xds.plane import ControlPlane, ServerTls, StartError, Terms
 from runtime import clock, garbage
@@ -51,7 +51,7 @@ async def _serve(found: Settings, log: Any) -> None:
         ),
         service=SERVICE,
     )
-    store = _store(Path(settings.data_dir))
+    store = _store(settings)
     with contextlib.closing(store), ThreadPoolExecutor(max_workers=1) as worker:
         async with _proxies(found.xds, store, worker, log) as changed:
             api = MeshApi(store, settings)
@@ -62,7 +62,7 @@ async def _serve(found: Settings, log: Any) -> None:
 
 @contextlib.asynccontextmanager
 async def _proxies(
-    settings: Xds, store: SqliteStore, worker: ThreadPoolExecutor, log: Any
+    settings: Xds, store: Store, worker: ThreadPoolExecutor, log: Any
 ) -> AsyncIterator[Callable[[], None]]:
     """Serve proxies, where that is asked for; yields who hears that the API changed something."""
     if not settings.bind:
@@ -72,9 +72,12 @@ async def _proxies(
     async def kept() -> list[Record]:
         return await asyncio.get_running_loop().run_in_executor(worker, store.all)
 
+    async def revision() -> int:
+        return await asyncio.get_running_loop().run_in_executor(worker, store.revision)
+
     plane = ControlPlane(_terms(settings), log)
     endpoints = Path(settings.endpoints_file) if settings.endpoints_file else None
-    serving = Serving(plane, kept, endpoints=endpoints, log=log)
+    serving = Serving(plane, kept, revision, endpoints=endpoints, log=log)
     await serving.load()
     garbage.settle()
     await plane.start()
@@ -109,12 +112,22 @@ def _authority(settings: Xds) -> IssuerFiles | None:
     return IssuerFiles(Path(settings.issuer_certificate_file), Path(settings.issuer_key_file), bundle)
 
 
-def _store(folder: Path) -> SqliteStore:
+def _store(settings: Api) -> Store:
     try:
+        if settings.store == "dynamodb":
+            return _in_a_table(settings)
+        folder = Path(settings.data_dir)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return SqliteStore(folder / FILE)
     except (OSError, StoreError) as error:
         raise StartError(str(error)) from error
+
+
+def _in_a_table(settings: Api) -> Store:
+    from routing.mesh.api.dynamodb_store import DynamoDbStore  # noqa: PLC0415  # botocore takes its time
+
+    region = settings.table_region or settings.region
+    return DynamoDbStore(settings.table, region=region, endpoint=settings.table_endpoint)
 
 
 async def _listen(

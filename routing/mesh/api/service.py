@@ -87,7 +87,7 @@ class MeshApi:
         change = msgspec.json.encode([operation.verb, _path(operation), name, given.spec, given.tags])
         digest = hashlib.sha256(change).hexdigest()
         token = given.client_token
-        before = None if token is None else self._store.answered(token)
+        before = None if token is None else self._store.answered(token, now_s)
         if before is not None:
             if before.digest != digest:
                 raise ApiError("ConflictException", "clientToken: it was used for another call")

@@ -7,6 +7,7 @@ state is.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -21,22 +22,25 @@ from routing.xds.plane import ControlPlane
 
 TOGETHER_S: Final = 0.05
 """How long changes are waited for that belong together."""
+OTHERS_S: Final = 1.0
 POLL_S: Final = 0.25
 
 
 class Serving:
-    """Tells a control plane of what `kept` returns, each time that it may have changed."""
+    """Tells a control plane of what `kept` returns, when the API changed it or the `revision` is another."""
 
     def __init__(
         self,
         plane: ControlPlane,
         kept: Callable[[], Awaitable[list[Record]]],
+        revision: Callable[[], Awaitable[int]],
         *,
         endpoints: Path | None,
         log: Any,
     ) -> None:
         self._plane = plane
         self._kept = kept
+        self._revision = revision
         self._endpoints = endpoints
         self._log = log
         self._changed = asyncio.Event()
@@ -52,11 +56,13 @@ class Serving:
         meshes = await asyncio.to_thread(meshes_in, await self._kept())
         served = self._served(meshes)
         await self._plane.replace(served, self._found(served))
+        self._log.info("mesh_served", meshes=len(served), resources=len(meshes.resources))
 
     async def run(self) -> None:
         """Follow changes, for as long as it is not cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_meshes())
+            tasks.create_task(self._follow_others())
             if self._endpoints is not None:
                 tasks.create_task(self._follow_endpoints(self._endpoints))
 
@@ -70,6 +76,17 @@ class Serving:
                 self._log.error("mesh_store_failed", why=str(error))
                 self._changed.set()
                 await asyncio.sleep(1)
+
+    async def _follow_others(self) -> None:
+        """Hear of what other processes change in the same store."""
+        seen = None
+        while True:
+            with contextlib.suppress(StoreError):  # which is said where a call fails for it
+                now = await self._revision()
+                if now != seen:
+                    seen = now
+                    self._changed.set()
+            await asyncio.sleep(OTHERS_S)
 
     async def _follow_endpoints(self, file: Path) -> None:
         seen = await asyncio.to_thread(signature, file)

@@ -17,8 +17,12 @@ Number = Annotated[int, Meta(ge=1, le=100_000)]
 class Api(Section, frozen=True):
     """The API: where it listens, what it keeps, whose it is, and how much it takes."""
 
-    data_dir: str
     signing_keys_file: str
+    store: Literal["sqlite", "dynamodb"] = "sqlite"
+    data_dir: str = ""
+    table: str = "headworks-mesh"
+    table_region: str = ""
+    table_endpoint: str = ""
     bind: str = "127.0.0.1:8470"
     account_id: Annotated[str, Meta(pattern=r"^\d{12}$")] = "000000000000"
     region: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$")] = "us-east-1"
@@ -73,6 +77,8 @@ def _check(settings: Settings, wrong: Wrong) -> None:
                 split_bind(bind)
         except (ValueError, SettingsError) as error:
             raise wrong(key, str(error)) from error
+    if settings.api.store == "sqlite" and not settings.api.data_dir:
+        raise wrong("api.data_dir", 'is where the store is: set it, or store = "dynamodb"')
     if bool(settings.xds.issuer_certificate_file) != bool(settings.xds.issuer_key_file):
         raise wrong("xds.issuer_key_file", "goes together with issuer_certificate_file")
     files = {name: getattr(settings.xds, name) for name in ("certificate_file", "key_file", "authority_file")}

@@ -13,9 +13,8 @@ from typing import Any, Final
 
 import msgspec
 
-from routing.mesh.api.store import Answered, Record, StoreError
+from routing.mesh.api.store import TOKENS_S, Answered, Record, StoreError
 
-TOKENS_S: Final = 86_400
 TOKENS_MAX: Final = 10_000
 BUSY_S: Final = 5.0
 SCHEMA: Final = """
@@ -68,6 +67,10 @@ class SqliteStore:
         except sqlite3.Error as error:
             raise StoreError(str(error)) from error
 
+    def revision(self) -> int:
+        """Return the same number each time: one process has the file."""
+        return 0
+
     def get(self, path: str) -> Record | None:
         """Return a resource."""
         found = self._open.execute(f"SELECT {COLUMNS} FROM resources WHERE path = ?", (path,)).fetchone()
@@ -112,15 +115,17 @@ class SqliteStore:
         found = self._open.execute(USER, (path, f"{path}/", f"{path}0")).fetchone()  # 0 follows /
         return None if found is None else str(found[0])
 
-    def answered(self, token: str) -> Answered | None:
+    def answered(self, token: str, now_s: float) -> Answered | None:
         """Return what a token was used for."""
-        found = self._open.execute("SELECT digest, answer FROM tokens WHERE token = ?", (token,)).fetchone()
+        found = self._open.execute(
+            "SELECT digest, answer FROM tokens WHERE token = ? AND at_s >= ?", (token, now_s - TOKENS_S)
+        ).fetchone()
         return None if found is None else Answered(found[0], msgspec.json.decode(found[1]))
 
     def remember(self, token: str, answered: Answered, now_s: float) -> None:
         """Keep what a token was used for, for some time."""
         made = self._open.execute(
-            "INSERT INTO tokens (token, digest, answer, at_s) VALUES (?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO tokens (token, digest, answer, at_s) VALUES (?, ?, ?, ?)",
             (token, answered.digest, msgspec.json.encode(answered.answer), now_s),
         )
         self._open.execute(

@@ -7,9 +7,12 @@ not happen.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
+
+TOKENS_S: Final = 86_400
+"""How long a `clientToken` is known."""
 
 
 class StoreError(Exception):
@@ -43,6 +46,9 @@ class Store(Protocol):
     def transaction(self) -> AbstractContextManager[None]:
         """All that is done in it, or nothing; raises `StoreError`."""
 
+    def revision(self) -> int:
+        """Return what is another number when another process changed something."""
+
     def get(self, path: str) -> Record | None:
         """Return a resource."""
 
@@ -64,8 +70,8 @@ class Store(Protocol):
     def user_of(self, path: str) -> str | None:
         """Return something that is below a resource, or refers to it."""
 
-    def answered(self, token: str) -> Answered | None:
-        """Return what a token was used for."""
+    def answered(self, token: str, now_s: float) -> Answered | None:
+        """Return what a token was used for, within the last `TOKENS_S`."""
 
     def remember(self, token: str, answered: Answered, now_s: float) -> None:
         """Keep what a token was used for, for some time."""
