@@ -202,6 +202,7 @@ def _counted(snapshot: MeshSnapshot) -> str:
         "routes": sum(len(snapshot.routes(name)) for name in snapshot.routers),
         "virtual gateways": len(snapshot.gateways),
         "gateway routes": sum(len(snapshot.gateway_routes(name)) for name in snapshot.gateways),
+        "policies": len(snapshot.policies),
     }
     return ", ".join(f"{count} {what}" for what, count in counts.items())
 

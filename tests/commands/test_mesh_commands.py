@@ -25,6 +25,7 @@ GOOD = [
     of.gateway("cart", 8088),
     of.gateway_route("cart", "all", "cart.local", {"prefix": "/"}),
 ]
+SLOW = {"delay": {"duration": {"unit": "s", "value": 2}, "percent": 120}}
 ACM: dict[str, Any] = {"tls": {"mode": "STRICT", "certificate": {"acm": {"certificateArn": "arn"}}}}
 
 
@@ -34,15 +35,21 @@ def run(*words: str) -> tuple[int, str, str]:
 
 
 def test_check_counts_what_is_good(tmp_path: Path) -> None:
-    code, out, _ = run("check", str(of.written(tmp_path, *GOOD)))
+    few = of.policy("few", "virtualNode/cart", retryBudget={})
+    code, out, _ = run("check", str(of.written(tmp_path, *GOOD, few)))
     counted = "1 virtual services, 2 virtual nodes, 0 virtual routers, 0 routes"
-    assert (code, out) == (0, f"shop: {counted}, 1 virtual gateways, 1 gateway routes\n")
+    assert (code, out) == (0, f"shop: {counted}, 1 virtual gateways, 1 gateway routes, 1 policies\n")
 
 
 @pytest.mark.parametrize(
     ("documents", "code", "said"),
     [
         (GOOD[1:], 1, "error: mesh/shop: is not there; 5 resources are in it"),
+        (
+            [*GOOD, of.policy("slow", "virtualNode/cart", faults=SLOW)],
+            1,
+            "error: mesh.json mesh/shop/policy/slow spec.faults.delay.percent: Expected `float` <= 100.0",
+        ),
         (
             [of.mesh(), of.node("a", 80, **ACM)],
             3,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -12,6 +10,7 @@ import pytest
 from aiohttp import web
 
 from tests.support import mesh_documents as of
+from tests.support.grpc_server import grpc_server
 from tests.support.mesh_client import Client, cart, session
 from tests.support.mesh_rig import envoys, port
 from tests.support.upstream_servers import servers
@@ -157,33 +156,3 @@ async def test_calls_of_grpc_go_by_service_method_and_metadata(tmp_path: Path) -
                 assert await calls("/shop.Cart/Add") == b"b"
                 with pytest.raises(grpc.aio.AioRpcError):
                     await calls("/shop.Stock/Get")
-
-
-@contextlib.asynccontextmanager
-async def grpc_server(answer: bytes) -> AsyncIterator[int]:
-    """Run a server that answers every call; of `shop.Flaky`, one in three."""
-    flaky = 0
-
-    async def handle(_: bytes, __: grpc.aio.ServicerContext) -> bytes:
-        return answer
-
-    async def fails(_: bytes, context: grpc.aio.ServicerContext) -> bytes:
-        nonlocal flaky
-        flaky += 1
-        if flaky < 3:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
-        return answer
-
-    class Everything(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no types
-        def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-            of_call = fails if details.method.startswith("/shop.Flaky/") else handle
-            return grpc.unary_unary_rpc_method_handler(of_call)
-
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers((Everything(),))
-    at = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        yield int(at)
-    finally:
-        await server.stop(0)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
+import grpc
 import jwt
 import pytest
 import trustme
@@ -23,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
 from tests.support import mesh_documents as of
+from tests.support.grpc_server import grpc_server
 from tests.support.mesh_client import ONCE, Client, cart, session
 from tests.support.mesh_rig import Envoy, envoys, port
 from tests.support.upstream_servers import Server, servers
@@ -104,6 +106,7 @@ async def test_a_node_takes_as_many_requests_as_its_limit_says_from_all_callers(
         seen = await statuses(running.front, 50) + await statuses(running.gateway, 50)
         assert seen == {200: 30, 429: 70}
         assert one.seen == 30
+        assert await running["v1"].counter("policy.http_local_rate_limit.rate_limited") == 70
         url = running["front"].egress
         async with running.asking.get(url, headers={"Host": "cart.local"}) as answer:
             assert answer.status == 429
@@ -270,7 +273,11 @@ async def test_a_budget_stops_a_storm_of_retries(tmp_path: Path) -> None:
         async with shop(folder, policies, retryPolicy=retries) as running:
             one, _ = running.servers
             one.behaviour = failing
+            at = running["v1"].only_port
+            stopped = f"cluster.cds_egress_shop_v1_http_{at}.upstream_rq_retry_overflow"
+            assert await running["front"].counter(stopped) == 0
             assert set(await running.front.many(count, at_once=50)) == {(503, "")}
+            assert bool(await running["front"].counter(stopped)) == bool(policies)
             return one.seen
 
     assert await asked(tmp_path / "all", []) == 6 * count
@@ -356,6 +363,10 @@ async def test_a_node_takes_requests_with_a_good_token_alone(tmp_path: Path) -> 
         }
         seen = {name: (await running.front.ask(headers=sent))[0] for name, sent in refused.items()}
         assert seen == {name: 403 if name == "for somebody else" else 401 for name in refused}
+        at = running["v1"].only_port
+        assert await running["v1"].counter(f"http.cds_ingress_shop_v1_http_{at}.jwt_authn.denied") == len(
+            refused
+        )
         token = bearer()["Authorization"].removeprefix("Bearer ")
         assert (await running.front.ask(f"/?access_token={token}"))[0] == 401
         assert one.seen == 2
@@ -472,6 +483,9 @@ async def test_two_proxies_share_a_limit(tmp_path: Path) -> None:
             seen = await asyncio.gather(statuses(running.front, 50), statuses(running.gateway, 50))
             assert seen[0] + seen[1] == {200: 30, 429: 70}
             assert one.seen == 30
+            at = running["v1"].only_port
+            over = f"cluster.cds_egress_shop_v1_http_{at}.ratelimit.over_limit"
+            assert await running["front"].counter(over) == seen[0][429]
             url = running["front"].egress
             async with running.asking.get(url, headers={"Host": "cart.local"}) as answer:
                 assert answer.status == 429
@@ -573,3 +587,52 @@ async def test_limits_are_served_to_proxies_with_a_certificate_alone(tmp_path: P
         hidden = limits.policy(clientPolicy={"tls": tls})
         async with shop(tmp_path / "hidden", [hidden, few]) as running:
             assert await statuses(running.front, 10) == {503: 10}
+
+
+async def test_calls_of_grpc_hear_statuses_of_grpc(tmp_path: Path) -> None:
+    ports = {"v1": port(), "v2": port()}
+    kinds: dict[str, of.Document] = {
+        "Limited": {"localRateLimit": {"requests": 1, "per": HOUR}},
+        "Broken": {"faults": {"abort": {"status": 503, "percent": 100}}},
+        "Secret": {"jwt": tokens({"inline": jwks("old")})},
+        "Copied": {"mirror": {"virtualNode": "v2"}},
+    }
+    documents = [
+        of.mesh(),
+        of.node("front", 8080, protocol="grpc", backends=("cart.local",)),
+        of.service("cart.local", router="cart"),
+        of.router("cart", 80, "grpc"),
+        *[of.node(name, at, protocol="grpc") for name, at in ports.items()],
+        *[
+            of.route("cart", kind, {"v1": 1}, kind="grpcRoute", match={"serviceName": f"shop.{kind}"})
+            for kind in kinds
+        ],
+        *[of.policy(kind, f"virtualRouter/cart/route/{kind}", **said) for kind, said in kinds.items()],
+    ]
+    snapshot = of.snapshot(tmp_path, *documents)
+    async with grpc_server(b"a") as one, grpc_server(b"b") as two:
+        applications: dict[str, dict[int, int]] = {
+            "front": {},
+            "v1": {ports["v1"]: one},
+            "v2": {ports["v2"]: two},
+        }
+        async with envoys(tmp_path, snapshot, applications) as running:
+            options = [("grpc.default_authority", "cart.local")]
+            egress = f"127.0.0.1:{running['front'].proxy.egress_port}"
+            async with grpc.aio.insecure_channel(egress, options) as channel:
+
+                async def status(kind: str, metadata: dict[str, str]) -> str:
+                    call = channel.unary_unary(f"/shop.{kind}/Get")(
+                        b"", metadata=[(name.lower(), value) for name, value in metadata.items()], timeout=30
+                    )
+                    return str((await call.code()).name)
+
+                assert [await status("Limited", {}) for _ in range(2)] == ["OK", "RESOURCE_EXHAUSTED"]
+                assert await status("Broken", {}) == "UNAVAILABLE"
+                assert await status("Secret", {}) == "UNAUTHENTICATED"
+                assert await status("Secret", bearer()) == "OK"
+                assert await status("Copied", {}) == "OK"
+                copies = "cluster.cds_egress_shop_v2_grpc_" + str(ports["v2"]) + ".upstream_rq_completed"
+                async with asyncio.timeout(30):
+                    while not await running["front"].counter(copies):
+                        await asyncio.sleep(0.05)

@@ -46,6 +46,12 @@ class Envoy:
     def egress(self) -> str:
         return f"http://127.0.0.1:{self.proxy.egress_port}"
 
+    @property
+    def only_port(self) -> int:
+        """The port of a node that has one."""
+        (port,) = self.proxy.applications
+        return port
+
     def url(self, port: int) -> str:
         return f"http://127.0.0.1:{port}"
 
