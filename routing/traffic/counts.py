@@ -20,12 +20,12 @@ class Counts(msgspec.Struct, frozen=True):
     within: dict[float, int] = {}
 
     def __add__(self, other: Counts) -> Counts:
-        bounds = self.within.keys() | other.within.keys()
-        return Counts(
-            self.requests + other.requests,
-            self.failures + other.failures,
-            {bound: self.within.get(bound, 0) + other.within.get(bound, 0) for bound in sorted(bounds)},
-        )
+        """Add counts; of two that count by different bounds, those that both have stay."""
+        within = self.within or other.within
+        if self.within and other.within:
+            both = self.within.keys() & other.within.keys()
+            within = {bound: self.within[bound] + other.within[bound] for bound in both}
+        return Counts(self.requests + other.requests, self.failures + other.failures, within)
 
     @property
     def failure_rate(self) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
@@ -83,24 +83,27 @@ def reading_in(answer: bytes) -> Reading:
 
 
 def _clusters(samples: Iterable[Sample]) -> Clusters:
-    made: dict[str, Counts] = {}
+    answers: dict[str, dict[str, int]] = {}
+    within: dict[str, dict[float, int]] = {}
     for name, labels, value in samples:
         series = SERIES.fullmatch(name)
-        if series is None or APART.search(series[1] or ""):
+        if series is None or APART.search(series[1] or "") or not math.isfinite(value):
             continue
         own, rest = labels.get("envoy_cluster_name", ""), series[1]
         cluster = f"{own}.{rest}" if rest else own
-        made[cluster] = made.get(cluster, Counts()) + _counts(series[2], labels, value)
-    return made
+        if series[2] == "xx":
+            answers.setdefault(cluster, {})[labels.get("envoy_response_code_class", "")] = int(value)
+        else:
+            within.setdefault(cluster, {})[_number(labels.get("le", ""))] = int(value)
+    return {
+        cluster: _counts(answers.get(cluster, {}), within.get(cluster, {}))
+        for cluster in answers.keys() | within.keys()
+    }
 
 
-def _counts(kind: str, labels: Mapping[str, Any], value: float) -> Counts:
-    if not math.isfinite(value) or value < 0:
-        return Counts()
-    if kind == "xx":
-        answers = labels.get("envoy_response_code_class")
-        return Counts(int(value) if answers in ANSWERS else 0, int(value) if answers == FAILED else 0)
-    return Counts(0, 0, {_number(labels.get("le", "")): int(value)})
+def _counts(answers: Mapping[str, int], within: dict[float, int]) -> Counts:
+    requests = sum(count for kind, count in answers.items() if kind in ANSWERS)
+    return Counts(requests, answers.get(FAILED, 0), within)
 
 
 def _number(text: str) -> float:

@@ -26,13 +26,15 @@ BEFORE = {"v1": 100, "v2": 0}
 async def test_a_good_canary_is_promoted_without_a_failed_request(tmp_path: Path) -> None:
     async with servers(2) as (one, two), session() as asking, meshed(tmp_path, one, two) as mesh:
         async with loaded(asking, mesh.front.egress) as load:
-            async with mesh.shift("--steps", "10,50,100", "--samples-min", "50") as shift:
+            words = ["--steps", "10,50,100", "--samples-min", "50", "--envoy", "127.0.0.1:1"]
+            async with mesh.shift(*words) as shift:
                 assert await shift.ended() == 0, await shift.said()
             await load.until("b")
         steps = [each["weights"] for each in shift.of("step")]
         assert steps == [{"v1": 90, "v2": 10}, {"v1": 50, "v2": 50}, {"v1": 0, "v2": 100}]
         assert await mesh.weights() == {"v1": 0, "v2": 100}
         assert load.failed() == {}
+        assert all("127.0.0.1:1: " in each["why"] for each in shift.of("unavailable"))
         code, out, _ = await mesh.run("status")
         assert (code, "promoted" in out) == (0, True), out
 

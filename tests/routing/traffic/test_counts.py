@@ -19,6 +19,12 @@ def test_what_grew_is_summed_over_proxies() -> None:
     assert grown(before, after) == {"v1": counts(25, 1, (1, 10), (math.inf, 20)), "v2": counts(3, 3)}
 
 
+def test_of_proxies_with_other_bounds_what_both_know_is_summed() -> None:
+    one, two = counts(9, 0, (1, 5), (5, 8), (math.inf, 9)), counts(4, 0, (2, 1), (5, 4), (math.inf, 4))
+    assert one + two == counts(13, 0, (5, 12), (math.inf, 13))
+    assert one + counts(1) == counts(10, 0, (1, 5), (5, 8), (math.inf, 9))
+
+
 def test_a_proxy_that_began_again_is_counted_from_nothing() -> None:
     assert grown({"a": {"v1": counts(10, 1)}}, {"a": {"v1": counts(4)}}) == {"v1": counts(4)}
 
