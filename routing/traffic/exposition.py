@@ -1,6 +1,7 @@
 """Envoy's statistics of clusters, from the text of its admin port or from an answer of Prometheus.
 
 Answers count as callers got them: what was tried again and then went well is no failure, a time-out is one.
+Of a callee that speaks gRPC, statuses of gRPC count.
 """
 
 from __future__ import annotations
@@ -16,12 +17,17 @@ from prometheus_client.parser import text_string_to_metric_families
 from routing.traffic.counts import Clusters, Counts, Reading
 from routing.traffic.sides import Sides
 
-SERIES: Final = re.compile(r"envoy_cluster_(?:(.+)_)?upstream_rq_(xx|time_bucket)(?:_total)?")
+SERIES: Final = re.compile(
+    r"envoy_cluster_(?:(.+)_)?(?:upstream_rq_(?P<kind>xx|time_bucket)|grpc_(?P<status>[0-9]+))(?:_total)?"
+)
 """Series of a cluster; the parser adds `_total` to the names of counters, as OpenMetrics has them."""
 APART: Final = re.compile(r"(?:^|_)(?:external|internal|canary|retry|zone_.*)$")
 """What Envoy counts once more under these names."""
 ANSWERS: Final = {"2", "3", "4", "5"}
-FAILED: Final = "5"
+FAILED: Final = {"5"}
+GRPC: Final = re.compile(r"cds_egress_.+_grpc_[0-9]+([._].*)?")
+GRPC_FAILED: Final = {"2", "4", "12", "13", "14", "15"}
+"""UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS: what a callee causes."""
 Sample = tuple[str, Mapping[str, str], float]
 
 
@@ -31,13 +37,13 @@ class Unreadable(Exception):
 
 def admin_filter(sides: Sides) -> str:
     """Return which statistics are asked of an admin port, as a regular expression of their names."""
-    return f"^cluster\\.{sides.pattern}\\.upstream_rq_(.xx|time)$"
+    return f"^cluster\\.{sides.pattern}\\.(upstream_rq_(.xx|time)|grpc\\.[0-9]+)$"
 
 
 def query(sides: Sides) -> str:
     """Return what is asked of Prometheus."""
     return (
-        '{__name__=~"envoy_cluster_(.+_)?upstream_rq_(xx|time_bucket)",'
+        '{__name__=~"envoy_cluster_(.+_)?(upstream_rq_(xx|time_bucket)|grpc_[0-9]+)",'
         f'envoy_cluster_name=~"{sides.beginnings}"}}'
     )
 
@@ -84,6 +90,7 @@ def reading_in(answer: bytes) -> Reading:
 
 def _clusters(samples: Iterable[Sample]) -> Clusters:
     answers: dict[str, dict[str, int]] = {}
+    statuses: dict[str, dict[str, int]] = {}
     within: dict[str, dict[float, int]] = {}
     for name, labels, value in samples:
         series = SERIES.fullmatch(name)
@@ -91,19 +98,21 @@ def _clusters(samples: Iterable[Sample]) -> Clusters:
             continue
         own, rest = labels.get("envoy_cluster_name", ""), series[1]
         cluster = f"{own}.{rest}" if rest else own
-        if series[2] == "xx":
-            answers.setdefault(cluster, {})[labels.get("envoy_response_code_class", "")] = int(value)
+        if series["status"]:
+            statuses.setdefault(cluster, {})[series["status"]] = int(value)
+        elif series["kind"] == "xx":
+            if (answer := labels.get("envoy_response_code_class", "")) in ANSWERS:
+                answers.setdefault(cluster, {})[answer] = int(value)
         else:
             within.setdefault(cluster, {})[_number(labels.get("le", ""))] = int(value)
-    return {
-        cluster: _counts(answers.get(cluster, {}), within.get(cluster, {}))
-        for cluster in answers.keys() | within.keys()
-    }
-
-
-def _counts(answers: Mapping[str, int], within: dict[float, int]) -> Counts:
-    requests = sum(count for kind, count in answers.items() if kind in ANSWERS)
-    return Counts(requests, answers.get(FAILED, 0), within)
+    made = {}
+    for cluster in answers.keys() | statuses.keys() | within.keys():
+        counted, failed = answers.get(cluster, {}), FAILED
+        if GRPC.fullmatch(cluster):
+            counted, failed = statuses.get(cluster, {}), GRPC_FAILED
+        failures = sum(count for status, count in counted.items() if status in failed)
+        made[cluster] = Counts(sum(counted.values()), failures, within.get(cluster, {}))
+    return made
 
 
 def _number(text: str) -> float:

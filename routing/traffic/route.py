@@ -10,8 +10,8 @@ from typing import Any, Final
 import msgspec
 
 KINDS: Final = ("httpRoute", "http2Route", "grpcRoute", "tcpRoute")
-JUDGED: Final = ("httpRoute", "http2Route")
-"""Whose failures proxies count by the status of answers."""
+JUDGED: Final = ("httpRoute", "http2Route", "grpcRoute")
+"""Whose failures proxies count."""
 PATH: Final = re.compile(r"mesh/([^/\s]+)/virtualRouter/([^/\s]+)/route/([^/\s]+)")
 
 

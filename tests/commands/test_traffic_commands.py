@@ -15,7 +15,7 @@ from tests.support.mesh_api import SECRET, mesh_api
 ROUTE = "mesh/shop/virtualRouter/cart/route/all"
 SHIFT = ["shift", ROUTE]
 CLOCK = "mesh/shop/virtualRouter/cart/route/clock"
-GRPC = "mesh/shop/virtualRouter/cart/route/grpc"
+TCP = "mesh/shop/virtualRouter/cart/route/tcp"
 
 
 def run(*words: str) -> tuple[int, str, str]:
@@ -32,9 +32,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         client.create_virtual_node(**of.node("v2", 82))
         client.create_virtual_router(**of.router("cart"))
         client.create_route(**of.route("cart", "all", {"v1": 100, "v2": 0}))
-        for name in ("grpc", "clock"):
-            grpc = of.route("cart", name, {"v1": 100, "v2": 0}, kind="grpcRoute", match={"serviceName": "s"})
-            client.create_route(**grpc)
+        for name in ("tcp", "clock"):
+            client.create_route(**of.route("cart", name, {"v1": 100, "v2": 0}, kind="tcpRoute"))
         patch.setenv("AWS_ACCESS_KEY_ID", "AKADMIN")
         patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
         patch.setenv("AWS_ENDPOINT_URL", api.url)
@@ -65,7 +64,7 @@ def test_what_is_asked_for_wrongly_is_said(words: list[str], said: str) -> None:
     [
         ([*SHIFT, "--to", "v3", "--unwatched"], 2, "v3 is not a target of the route, which leads to v1, v2"),
         ([*SHIFT, "--to", "v2", "--steps", "100", "--envoy", "h:1"], 2, "nothing to compare with"),
-        (["shift", GRPC, "--to", "v2", "--envoy", "h:1"], 2, "failures of a grpcRoute are not in"),
+        (["shift", TCP, "--to", "v2", "--envoy", "h:1"], 2, "failures of a tcpRoute are not in"),
         (["shift", f"{ROUTE}s", "--to", "v2", "--unwatched"], 2, f"there is no {ROUTE}s"),
         ([*SHIFT, "--unwatched", "--resume"], 3, "there is no shift at this route"),
         (["abort", ROUTE], 3, "there is no shift at this route"),
@@ -80,7 +79,7 @@ def test_what_cannot_be_done_is_said(words: list[str], code: int, said: str) -> 
 
 @pytest.mark.usefixtures("url")
 def test_a_route_at_which_nothing_was_shifted_has_its_weights() -> None:
-    code, out, _ = run("status", ROUTE, GRPC, "--json")
+    code, out, _ = run("status", ROUTE, TCP, "--json")
     assert code == 0
     assert [(row["state"], row["weights"]) for row in json.loads(out)] == [("none", "v1 100, v2 0")] * 2
 

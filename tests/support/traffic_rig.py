@@ -26,6 +26,7 @@ from tests.support.xds_rig import bootstrapped
 HEADWORKS = Path(sys.executable).with_name("headworks")
 ROUTE = "mesh/shop/virtualRouter/cart/route/all"
 DEADLINE_S = 60.0
+BEFORE = {"v1": 100, "v2": 0}
 KINDS = {"routeName": "route", "virtualNodeName": "virtual_node", "virtualRouterName": "virtual_router"}
 KINDS |= {"virtualServiceName": "virtual_service"}
 ORDER = ["mesh", "virtual_node", "virtual_router", "route", "virtual_service"]
@@ -142,13 +143,17 @@ class Mesh(Shifting):
         await asyncio.to_thread(self.client.update_route, **of.route("cart", "all", weights))
 
 
+def canary(one: Server, two: Server) -> list[of.Document]:
+    """Return a mesh in which `front` calls `cart.local`: `v1`, and not yet `v2`."""
+    return cart({"v1": one.port, "v2": two.port}, of.route("cart", "all", BEFORE))
+
+
 @contextlib.asynccontextmanager
-async def meshed(folder: Path, one: Server, two: Server) -> AsyncIterator[Mesh]:
-    """Run the API, its control plane and the Envoy of `front`."""
+async def meshed(folder: Path, documents: list[of.Document]) -> AsyncIterator[Mesh]:
+    """Run the API with some resources, its control plane and the Envoy of `front`."""
     at, socket = port(), folder / "status.sock"
     xds = ["[xds]", f'bind = "127.0.0.1:{at}"', f'status_socket = "{socket}"']
     with mesh_api(folder, *xds) as api:
-        documents = cart({"v1": one.port, "v2": two.port}, of.route("cart", "all", {"v1": 100, "v2": 0}))
         named = [(next((KINDS[key] for key in KINDS if key in each), "mesh"), each) for each in documents]
         client = api.client()
         for kind, each in sorted(named, key=lambda pair: ORDER.index(pair[0])):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
 from envoy.extensions.access_loggers.file.v3.file_pb2 import FileAccessLog
+from envoy.extensions.filters.http.grpc_stats.v3.config_pb2 import FilterConfig as GrpcStats
 from envoy.extensions.filters.http.router.v3.router_pb2 import Router
 from envoy.extensions.filters.listener.http_inspector.v3.http_inspector_pb2 import HttpInspector
 from envoy.extensions.filters.listener.original_dst.v3.original_dst_pb2 import OriginalDst
@@ -18,6 +20,7 @@ from envoy.extensions.filters.network.tcp_proxy.v3.tcp_proxy_pb2 import TcpProxy
 from routing.mesh.compile.messages import Config, extension, milliseconds, yes
 from routing.mesh.model.listening import Logging, TcpTimeout
 
+GRPC_CALLEE: Final = re.compile(r"cds_egress_.+_grpc_[0-9]+")
 ALPN: Final = {"http": ["http/1.1"], "http2": ["h2"], "grpc": ["h2"], "tcp": []}
 
 
@@ -38,7 +41,11 @@ def manager(
         "stat_prefix": name,
         "codec_type": codec,
         "route_config": routes,
-        "http_filters": [*before, extension("envoy.filters.http.router", Router)],
+        "http_filters": [
+            *before,
+            *([_grpc_statistics()] if _leads_to_grpc(routes) else ()),
+            extension("envoy.filters.http.router", Router),
+        ],
         "access_log": access_logs(logging),
         "server_header_transformation": "PASS_THROUGH",
         "normalize_path": yes(),
@@ -48,6 +55,22 @@ def manager(
         config["path_with_escaped_slashes_action"] = "UNESCAPE_AND_REDIRECT"
         config["common_http_protocol_options"] = {"headers_with_underscores_action": "REJECT_REQUEST"}
     return extension("envoy.filters.network.http_connection_manager", HttpConnectionManager, config)
+
+
+def _leads_to_grpc(table: Config) -> bool:
+    """Return whether a table of routes leads to a callee that speaks gRPC, as its cluster is named."""
+    actions = [route.get("route", {}) for host in table["virtual_hosts"] for route in host["routes"]]
+    split = [one for action in actions for one in action.get("weighted_clusters", {}).get("clusters", ())]
+    names = [action.get("cluster", "") for action in actions] + [one["name"] for one in split]
+    return any(GRPC_CALLEE.match(name) for name in names)
+
+
+def _grpc_statistics() -> Config:
+    """Return the filter that counts statuses of gRPC by cluster: Envoy itself counts those of HTTP alone.
+
+    It does not count by method, of which there may be any number.
+    """
+    return extension("envoy.filters.http.grpc_stats", GrpcStats, {"stats_for_all_methods": {"value": False}})
 
 
 def tcp_proxy(name: str, towards: Config, timeout: TcpTimeout | None, logging: Logging | None) -> Config:

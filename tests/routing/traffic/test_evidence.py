@@ -103,6 +103,13 @@ def test_a_canary_that_fails_is_found_after_a_few_failures() -> None:
     assert all(looked(seed, 0.5, 1.0, 0.0) == 0 for seed in range(20))
 
 
+@pytest.mark.parametrize(("share", "failures"), [(0.05, 3), (0.2, 5), (0.5, 10)])
+def test_a_few_failures_of_one_side_alone_are_proof(share: float, failures: int) -> None:
+    alpha = 0.01 / 4
+    assert not Evidence().after(failures - 1, failures - 1, share).proves(alpha)
+    assert Evidence().after(failures, failures, share).proves(alpha)
+
+
 def test_all_that_fail_of_none_that_may_are_proof() -> None:
     assert not Evidence().after(1, 1000, 0.0).proves(0.001)
     assert Evidence().after(3, 1000, 0.0).proves(0.001)

@@ -39,6 +39,22 @@ def test_an_exposition_is_read() -> None:
     assert made == {"v1": Counts(9, 2, {0.5: 3, math.inf: 9}), "v1_cart.local": Counts(3)}
 
 
+def test_of_grpc_its_own_statuses_count() -> None:
+    name = "cds_egress_shop_v1_grpc_80"
+    series = "".join(
+        f"envoy_cluster_{series} {value}\n"
+        for series, value in {
+            f'upstream_rq_xx{{envoy_response_code_class="2",envoy_cluster_name="{name}"}}': 100,
+            f'grpc_0{{envoy_cluster_name="{name}"}}': 90,
+            f'grpc_5{{envoy_cluster_name="{name}"}}': 6,
+            f'grpc_14{{envoy_cluster_name="{name}"}}': 4,
+            f'grpc_total{{envoy_cluster_name="{name}"}}': 100,
+            f'local_grpc_13{{envoy_cluster_name="{name}_cart"}}': 3,
+        }.items()
+    )
+    assert clusters_in(series) == {name: Counts(100, 4), f"{name}_cart.local": Counts(3, 3)}
+
+
 @given(cut=st.integers(0, len(TEXT)))
 def test_a_text_that_is_cut_is_read_or_refused(cut: int) -> None:
     try:
@@ -83,5 +99,7 @@ def test_only_the_clusters_of_both_sides_are_asked_for() -> None:
     sides = Sides("shop", "v2", ("v1",))
     wanted = re.compile(admin_filter(sides))
     assert wanted.search("cluster.cds_egress_shop_v2_http_80.upstream_rq_5xx")
+    assert wanted.search("cluster.cds_egress_shop_v1_grpc_80_cart.local.grpc.14")
+    assert not wanted.search("cluster.cds_egress_shop_v1_grpc_80.grpc.total")
     assert not wanted.search("cluster.cds_egress_shop_v3_http_80.upstream_rq_5xx")
     assert 'envoy_cluster_name=~"(cds_egress_shop_v2_|cds_egress_shop_v1_).*"' in query(sides)
