@@ -1,7 +1,8 @@
 """How fast callers of the API may call, on one node: a bucket a subject, each from a bounded table.
 
 A bucket is forgotten only when it is full, since a new one is no different; when the table is full of others,
-a subject that is not in it gets nothing.
+a subject that is not in it gets nothing. Where subjects are what anybody writes, so that a few could keep
+all others out, the longest unused is forgotten in any case (`forgets`).
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ class Rates(Protocol):
 class LocalRates:
     """Exact on one node."""
 
-    def __init__(self, *, subjects_max: int) -> None:
+    def __init__(self, *, subjects_max: int, forgets: bool = False) -> None:
         self._subjects_max = subjects_max
+        self._forgets = forgets
         self._buckets: dict[str, tuple[Rate, TokenBucket]] = {}
         self.refused_for_room = 0
 
@@ -95,4 +97,6 @@ class LocalRates:
             if bucket.available(now_s) >= rate.burst:
                 del self._buckets[name]
                 return True
-        return False
+        if self._forgets:
+            del self._buckets[oldest[0]]
+        return self._forgets

@@ -50,7 +50,7 @@ async def serve(terms: Terms, log: Any) -> None:
         asyncio.get_running_loop().add_signal_handler(number, ending.set)
     link = _link(terms, log)
     rates = (
-        LocalRates(subjects_max=terms.keys_max)
+        LocalRates(subjects_max=terms.keys_max, forgets=True)
         if link is None
         else LeasedRates(link, subjects_max=terms.keys_max, now_s=clock.monotonic_s)
     )

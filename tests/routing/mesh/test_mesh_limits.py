@@ -23,7 +23,7 @@ class Service:
 
     def __init__(self, keys_max: int = 100) -> None:
         self.now_s = 0.0
-        self._service = RateLimits(LocalRates(subjects_max=keys_max), lambda: self.now_s)
+        self._service = RateLimits(LocalRates(subjects_max=keys_max, forgets=True), lambda: self.now_s)
 
     def asked(self, *descriptors: Entries, domain: str = "shop") -> Any:
         given = [
@@ -93,14 +93,16 @@ def test_nothing_is_taken_of_a_request_that_is_refused() -> None:
     assert service.asked(other).statuses[0].limit_remaining == 1
 
 
-def test_there_are_as_many_buckets_as_there_may_be_and_full_ones_go_first() -> None:
+def test_of_more_keys_than_there_may_be_the_full_and_then_the_longest_unused_are_forgotten() -> None:
     service = Service(keys_max=2)
     one, two, three = ([*LIMIT, ("header", name)] for name in ("one", "two", "three"))
-    assert service.lets_through(one)
+    assert [service.lets_through(one) for _ in range(3)] == [True, True, False]
     assert service.lets_through(two)
-    assert not service.lets_through(three)
-    service.now_s = 6.0
+    service.now_s = 6.0  # what `two` has used has come back
     assert service.lets_through(three)
+    assert [service.lets_through(one) for _ in range(2)] == [True, False]
+    assert service.lets_through(two)  # in place of `three`, which was not asked for as long
+    assert [service.lets_through(one) for _ in range(1)] == [False]
 
 
 @pytest.mark.parametrize(
