@@ -20,8 +20,10 @@ from commands.mesh_options import (
     PlaceArgument,
     PortOption,
     SdsOption,
+    StatsOption,
     TcpOption,
     TrustDomainOption,
+    address_of,
     addresses,
     applications_of,
     parameters_of,
@@ -102,6 +104,7 @@ def export(
     egress_port: PortOption = Proxy().egress_port,
     admin_port: PortOption = Proxy().admin_port,
     sds_socket: SdsOption = "",
+    stats: StatsOption = "",
     trust_domain: TrustDomainOption = "",
     namespace: Annotated[
         str,
@@ -125,6 +128,7 @@ def export(
         tcp_backends=addresses("--tcp", tcp_backends),
         endpoints={} if endpoints is None else _endpoints(endpoints),
         sds_socket=sds_socket,
+        stats=address_of("--stats", stats) if stats else None,
         trust_domain=trust_domain,
     )
     errors = [problem for problem in meshes.problems if problem.severity is Severity.ERROR]

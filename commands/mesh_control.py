@@ -21,6 +21,7 @@ from commands.mesh_options import (
     PlaceArgument,
     PortOption,
     SdsOption,
+    StatsOption,
     TcpOption,
     TrustDomainOption,
     address_of,
@@ -61,6 +62,7 @@ def bootstrap(
     egress_port: PortOption = Proxy().egress_port,
     admin_port: PortOption = Proxy().admin_port,
     sds_socket: SdsOption = "",
+    stats: StatsOption = "",
 ) -> None:
     """Print what a node's Envoy is started with to ask the control plane: envoy -c FILE."""
     found = NODE.fullmatch(node)
@@ -74,6 +76,7 @@ def bootstrap(
         applications=applications_of(applications),
         tcp_backends=addresses("--tcp", tcp_backends),
         sds_socket=sds_socket,
+        stats=address_of("--stats", stats) if stats else None,
     )
     files = files_of(certificate, key, authority)
     tls = None if files is None else ClientTls(certificate=files[0], key=files[1], authority=files[2])

@@ -40,6 +40,10 @@ TcpOption = Annotated[
 TrustDomainOption = Annotated[str, typer.Option(help="The trust domain of the mesh's SPIFFE ids.")]
 ListenOption = Annotated[str, typer.Option(help="The address on which the node is called.")]
 PortOption = Annotated[int, typer.Option(min=1, max=65_535)]
+StatsOption = Annotated[
+    str,
+    typer.Option("--stats", help="Where GET /stats/prometheus can be asked for by a scraper: HOST:PORT."),
+]
 SdsOption = Annotated[str, typer.Option(help="The Unix socket of a Secret Discovery Service.")]
 
 

@@ -23,6 +23,7 @@ from routing.mesh.compile.gateway import bootstrap_extension
 from routing.mesh.compile.messages import Config, Message, address, extension, milliseconds, number, packed
 from routing.mesh.compile.node import CONNECTIONS_MAX, sds_cluster
 from routing.mesh.compile.proxy import Address, Proxy
+from routing.mesh.compile.statistics import counting, stats_clusters, stats_listeners
 from routing.mesh.compile.tls import SOCKET
 from routing.xds.resources import AGGREGATED
 
@@ -59,7 +60,7 @@ def bootstrap(
     )
     config: Config = {
         "node": {"id": node, "cluster": mesh},
-        "admin": {"address": address("127.0.0.1", proxy.admin_port)},
+        **counting(node, mesh, proxy),
         "dynamic_resources": {
             "ads_config": {
                 "api_type": "DELTA_GRPC" if delta else "GRPC",
@@ -70,7 +71,10 @@ def bootstrap(
             "cds_config": AGGREGATED,
             "lds_config": AGGREGATED,
         },
-        "static_resources": {"clusters": clusters},
+        "static_resources": {
+            "listeners": stats_listeners(proxy),
+            "clusters": [*clusters, *stats_clusters(proxy)],
+        },
         "bootstrap_extensions": [bootstrap_extension()],
         "overload_manager": {"resource_monitors": [monitor]},
     }

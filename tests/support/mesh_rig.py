@@ -124,6 +124,7 @@ async def envoys(
                 tcp_backends={service: Address("127.0.0.1", port) for service, port in (tcp or {}).items()},
                 endpoints=endpoints or {},
                 sds_socket=sds_socket,
+                stats=Address("127.0.0.1", port()),
             )
             made[name] = Envoy(proxy, exported(folder, snapshot, name, proxy))
             started.append((made[name], stack.enter_context(running(made[name]))))

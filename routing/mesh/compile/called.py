@@ -176,7 +176,7 @@ class _Targets:
         cluster = self._directory.cluster(node, mapping.port, self._policy, self._of)
         if mapping.protocol == "tcp":
             return [], {"cluster": cluster}, None
-        return routes.of_node(cluster), {}, None
+        return routes.of_node(cluster, node.virtual_node_name), {}, None
 
     def of_router(
         self, router: VirtualRouter, mapping: PortMapping

@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 from envoy.extensions.upstreams.http.v3.http_protocol_options_pb2 import HttpProtocolOptions
 
+from routing.mesh.compile import named
 from routing.mesh.compile.messages import Config, address, milliseconds, number, packed
 from routing.mesh.compile.proxy import Address, Endpoint
 from routing.mesh.compile.tls import client_tls, cluster_socket
@@ -69,6 +70,7 @@ def egress(
     listener = callee.listener
     mapping = listener.port_mapping
     config: Config = _cluster(callee.cluster, mapping.protocol)
+    config |= named.callee(callee.node.virtual_node_name)
     if endpoints is None:
         discovery = callee.node.spec.service_discovery
         assert discovery is not None

@@ -1,4 +1,4 @@
-"""What listeners are made of: HTTP connection managers, TCP proxies, access logs, inspectors."""
+"""What listeners are made of: HTTP connection managers, TCP proxies, inspectors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from envoy.extensions.access_loggers.file.v3.file_pb2 import FileAccessLog
 from envoy.extensions.filters.http.grpc_stats.v3.config_pb2 import FilterConfig as GrpcStats
 from envoy.extensions.filters.http.router.v3.router_pb2 import Router
 from envoy.extensions.filters.listener.http_inspector.v3.http_inspector_pb2 import HttpInspector
@@ -18,7 +17,8 @@ from envoy.extensions.filters.network.http_connection_manager.v3.http_connection
 from envoy.extensions.filters.network.tcp_proxy.v3.tcp_proxy_pb2 import TcpProxy
 
 from routing.mesh.compile.messages import Config, extension, milliseconds, yes
-from routing.mesh.model.listening import Logging, TcpTimeout
+from routing.mesh.compile.observing import Observed
+from routing.mesh.model.listening import TcpTimeout
 
 GRPC_CALLEE: Final = re.compile(r"cds_egress_.+_grpc_[0-9]+")
 ALPN: Final = {"http": ["http/1.1"], "http2": ["h2"], "grpc": ["h2"], "tcp": []}
@@ -27,7 +27,7 @@ ALPN: Final = {"http": ["http/1.1"], "http2": ["h2"], "grpc": ["h2"], "tcp": []}
 def manager(
     name: str,
     routes: Config,
-    logging: Logging | None,
+    observed: Observed,
     *,
     before: Sequence[Config] = (),
     codec: str = "AUTO",
@@ -46,7 +46,7 @@ def manager(
             *([_grpc_statistics()] if _leads_to_grpc(routes) else ()),
             extension("envoy.filters.http.router", Router),
         ],
-        "access_log": access_logs(logging),
+        **observed.manager(edge=edge),
         "server_header_transformation": "PASS_THROUGH",
         "normalize_path": yes(),
         "use_remote_address": {"value": edge},
@@ -73,26 +73,12 @@ def _grpc_statistics() -> Config:
     return extension("envoy.filters.http.grpc_stats", GrpcStats, {"stats_for_all_methods": {"value": False}})
 
 
-def tcp_proxy(name: str, towards: Config, timeout: TcpTimeout | None, logging: Logging | None) -> Config:
+def tcp_proxy(name: str, towards: Config, timeout: TcpTimeout | None, observed: Observed) -> Config:
     """Return a filter that passes on a connection."""
-    config: Config = {"stat_prefix": name, "access_log": access_logs(logging), **towards}
+    config: Config = {"stat_prefix": name, "access_log": list(observed.connections), **towards}
     if timeout is not None and timeout.idle is not None:
         config["idle_timeout"] = milliseconds(timeout.idle.milliseconds)
     return extension("envoy.filters.network.tcp_proxy", TcpProxy, config)
-
-
-def access_logs(logging: Logging | None) -> list[Config]:
-    """Return the access log of a proxy, or none."""
-    if logging is None or logging.access_log is None or logging.access_log.file is None:
-        return []
-    file = logging.access_log.file
-    config: Config = {"path": file.path}
-    if file.format is not None and file.format.json is not None:
-        config["log_format"] = {"json_format": {pair.key: pair.value for pair in file.format.json}}
-    elif file.format is not None and file.format.text is not None:
-        text = file.format.text if file.format.text.endswith("\n") else f"{file.format.text}\n"
-        config["log_format"] = {"text_format_source": {"inline_string": text}}
-    return [extension("envoy.access_loggers.file", FileAccessLog, config)]
 
 
 def original_destination() -> Config:

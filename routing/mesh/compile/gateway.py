@@ -12,9 +12,10 @@ from typing import Final
 
 from envoy.extensions.bootstrap.internal_listener.v3.internal_listener_pb2 import InternalListener
 
-from routing.mesh.compile import clusters, filters, matches
+from routing.mesh.compile import clusters, filters, matches, named
 from routing.mesh.compile.called import Directory
 from routing.mesh.compile.messages import Config, address, extension, milliseconds
+from routing.mesh.compile.observing import UNOBSERVED
 from routing.mesh.compile.policies import Policies
 from routing.mesh.compile.proxy import Proxy
 from routing.mesh.compile.tls import listener_socket, secret_source
@@ -57,7 +58,7 @@ def gateway(
                 "name": inner,
                 "internal_listener": {},
                 "filter_chains": [
-                    {"filters": [filters.manager(inner, table, None, before=policies.filters(table))]}
+                    {"filters": [filters.manager(inner, table, UNOBSERVED, before=policies.filters(table))]}
                 ],
             }
         )
@@ -83,7 +84,7 @@ def _listeners(
     table = {"name": name, "virtual_hosts": [host], **policies.said(of.path)}
     codec = "AUTO" if protocol == "http" else "HTTP2"
     before = policies.filters(table)
-    manager = filters.manager(name, table, of.spec.logging, before=before, codec=codec, edge=True)
+    manager = filters.manager(name, table, policies.observed, before=before, codec=codec, edge=True)
     tls = listener.tls
     plain: Config = {"name": name, "filters": [manager]}
     chains = [plain]
@@ -166,6 +167,7 @@ def _first(
                 matches.order(route.spec.priority, match, route.gateway_route_name),
                 {
                     "name": route.gateway_route_name,
+                    **named.route(f"{route.virtual_gateway_name}/{route.gateway_route_name}"),
                     "match": match.config,
                     "route": {
                         "cluster": cluster,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from routing.mesh.compile import clusters, filters, routes
+from routing.mesh.compile import clusters, filters, named, routes
 from routing.mesh.compile.identity import Secured
 from routing.mesh.compile.messages import Config, address, number
 from routing.mesh.compile.policies import Policies
@@ -35,7 +35,8 @@ def inbound(
         name = f"cds_ingress_{node.mesh_name}_{node.virtual_node_name}_{mapping.protocol}_{mapping.port}"
         host = "::1" if (preference or "").startswith("IPv6") else "127.0.0.1"
         at = proxy.applications.get(mapping.port, Address(host, mapping.port))
-        local.append(clusters.local(name, mapping.protocol, at, listener.connection_pool))
+        own = clusters.local(name, mapping.protocol, at, listener.connection_pool)
+        local.append({**own, **named.callee(node.virtual_node_name)})
         chains = list(_chains(node, listener, name, proxy, policies, security))
         permissive = len(chains) > 1
         if mapping.port in proxy.applications:
@@ -101,11 +102,11 @@ def _filters(
     """Return the filters of a chain, with `security` those that look who calls."""
     if listener.port_mapping.protocol == "tcp":
         timeout = listener.timeout.tcp if listener.timeout is not None else None
-        passed = filters.tcp_proxy(cluster, {"cluster": cluster}, timeout, node.spec.logging)
+        passed = filters.tcp_proxy(cluster, {"cluster": cluster}, timeout, policies.observed)
         return [passed] if security is None else [security.network_filter(cluster), passed]
     table = _table(node, listener, cluster, policies)
     before = [*([] if security is None else [security.http_filter()]), *policies.filters(table)]
-    return [filters.manager(cluster, table, node.spec.logging, before=before)]
+    return [filters.manager(cluster, table, policies.observed, before=before)]
 
 
 def _table(node: VirtualNode, listener: Listener, cluster: str, policies: Policies) -> Config:
@@ -113,7 +114,13 @@ def _table(node: VirtualNode, listener: Listener, cluster: str, policies: Polici
     action = {"cluster": cluster, **routes.times(_timeout(listener))}
     said = policies.said(node.path)
     checked = [{"name": "health", "match": match, "route": action} for match in _checks(node, listener)]
-    everything = {"name": "all", "match": {"prefix": "/"}, "route": action, **said}
+    everything = {
+        "name": "all",
+        "match": {"prefix": "/"},
+        "route": action,
+        **said,
+        **named.route(node.virtual_node_name),
+    }
     made = [*(checked if said else ()), everything]
     return {"name": cluster, "virtual_hosts": [{"name": "application", "domains": ["*"], "routes": made}]}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from typing import Final
 
@@ -10,7 +9,7 @@ from envoy.extensions.filters.http.jwt_authn.v3.config_pb2 import JwtAuthenticat
 from envoy.extensions.transport_sockets.tls.v3.tls_pb2 import UpstreamTlsContext
 
 from routing.mesh.compile.messages import Config, Message, address, extension, milliseconds, packed
-from routing.mesh.compile.tls import SOCKET
+from routing.mesh.compile.tls import SOCKET, server_context
 from routing.mesh.model.jwt import Jwks, Jwt, RemoteJwks
 
 NAME: Final = "envoy.filters.http.jwt_authn"
@@ -42,17 +41,7 @@ def path_in(said: Message) -> str:
 def keys_cluster(path: str, remote: RemoteJwks) -> Config:
     """Return the cluster of the server that has the keys of a path's policy."""
     name, host = _cluster_name(path), remote.host
-    is_name = not _is_ip(host)
-    names = {"san_type": "DNS" if is_name else "IP_ADDRESS", "matcher": {"exact": host}}
-    validation = {
-        "trusted_ca": {"filename": remote.certificate_chain},
-        "match_typed_subject_alt_names": [names],
-    }
-    common = {
-        "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
-        "validation_context": validation,
-    }
-    context: Config = {"common_tls_context": common, **({"sni": host} if is_name else {})}
+    context = server_context(host, remote.certificate_chain)
     endpoint = {"endpoint": {"address": address(host, remote.port)}}
     return {
         "name": name,
@@ -102,11 +91,3 @@ def _keys(path: str, jwks: Jwks) -> Config:
 
 def _cluster_name(path: str) -> str:
     return f"jwks_{path}"
-
-
-def _is_ip(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

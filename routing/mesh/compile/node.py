@@ -19,10 +19,12 @@ from routing.mesh.compile.clusters import CONNECT_TIMEOUT_MS, HTTP_OPTIONS, Call
 from routing.mesh.compile.gateway import bootstrap_extension, gateway
 from routing.mesh.compile.identity import Secured, foreign, secured, spiffe_id
 from routing.mesh.compile.inbound import inbound
-from routing.mesh.compile.messages import Config, Message, address, extension, milliseconds, packed
+from routing.mesh.compile.messages import Config, Message, extension, milliseconds, packed
+from routing.mesh.compile.observing import observed
 from routing.mesh.compile.outbound import outbound
 from routing.mesh.compile.policies import Policies
 from routing.mesh.compile.proxy import Proxy
+from routing.mesh.compile.statistics import counting, stats_clusters, stats_listeners
 from routing.mesh.compile.tls import SDS_CLUSTER, secret_names
 from routing.mesh.compile.uncompilable import Uncompilable, uncompilable
 from routing.mesh.model.resources import Resource, VirtualGateway, VirtualNode
@@ -66,7 +68,8 @@ def _configs(
 ) -> tuple[list[Config], list[Config], Mapping[str, Callee]]:
     """Return the listeners and the clusters of a proxy, and the callees whose endpoints were given."""
     defaults = of.spec.backend_defaults
-    policies = Policies(snapshot, proxy)
+    observed_as = observed(snapshot, of)
+    policies = Policies(snapshot, proxy, observed_as)
     security = secured(snapshot, of, proxy)
     policy = defaults.client_policy if defaults is not None else None
     directory = Directory(snapshot, proxy, policy, policies, security)
@@ -79,7 +82,7 @@ def _configs(
         listeners, clusters = inbound(of, proxy, preference, policies, security)
         more_listeners, more_clusters = outbound(of, proxy, directory, policies, allow_all=allow_all)
         listeners, clusters = [*listeners, *more_listeners], [*clusters, *more_clusters]
-    clusters += [*directory.clusters, *policies.clusters]
+    clusters += [*directory.clusters, *policies.clusters, *observed_as.clusters]
     clusters += _secret_clusters(of, proxy, security, policies.tls)
     return listeners, clusters, directory.callees
 
@@ -114,8 +117,11 @@ def static(made: Compiled, proxy: Proxy) -> Message:
     )
     config: Config = {
         "node": {"id": made.id, "cluster": made.mesh},
-        "admin": {"address": address("127.0.0.1", proxy.admin_port)},
-        "static_resources": {"listeners": list(made.listeners), "clusters": list(made.clusters)},
+        **counting(made.id, made.mesh, proxy),
+        "static_resources": {
+            "listeners": [*made.listeners, *stats_listeners(proxy)],
+            "clusters": [*made.clusters, *stats_clusters(proxy)],
+        },
         "bootstrap_extensions": [bootstrap_extension()],
         "overload_manager": {"resource_monitors": [monitor]},
     }

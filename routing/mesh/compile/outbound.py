@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from routing.mesh.compile import clusters, filters
+from routing.mesh.compile import clusters, filters, named
 from routing.mesh.compile.called import Called, Directory
 from routing.mesh.compile.messages import Config, address, milliseconds, number
+from routing.mesh.compile.observing import Observed
 from routing.mesh.compile.policies import Policies
-from routing.mesh.compile.proxy import Proxy
+from routing.mesh.compile.proxy import LOOPBACK, Proxy
 from routing.mesh.compile.uncompilable import uncompilable
 from routing.mesh.model.resources import VirtualNode
 
 ANYWHERE: Final = "anywhere"
 INSPECTION_MS: Final = 5000
-LOOPBACK: Final = "127.0.0.1"
 PLAIN_HTTP: Final = {
     "application_protocols": ["http/1.0", "http/1.1", "h2c"],
     "transport_protocol": "raw_buffer",
@@ -29,6 +29,7 @@ def outbound(
     A request goes to the backend that its Host names, a connection to the one that speaks TCP on the port
     that it was for; anything else goes where it was going (`allow_all`), or hears 404 or a closed connection.
     """
+    observed = policies.observed
     called = [
         each
         for backend in node.spec.backends or ()
@@ -38,7 +39,7 @@ def outbound(
     hosts = [host(each) for each in called if each.mapping.protocol != "tcp"]
     if allow_all:
         action = {"cluster": ANYWHERE, "timeout": milliseconds(0)}
-        everything = {"name": ANYWHERE, "match": {"prefix": "/"}, "route": action}
+        everything = {"name": ANYWHERE, "match": {"prefix": "/"}, "route": action, **named.route(ANYWHERE)}
         hosts.append({"name": ANYWHERE, "domains": ["*"], "routes": [everything]})
     connections = [each for each in called if each.mapping.protocol == "tcp" and each.connections]
     redirected = [each for each in connections if each.service.virtual_service_name not in proxy.tcp_backends]
@@ -46,7 +47,7 @@ def outbound(
     ports = [each.mapping.port for each in redirected]
     name = f"rds_egress_{node.mesh_name}_{node.virtual_node_name}"
     table = {"name": name, "virtual_hosts": hosts}
-    manager = filters.manager(name, table, node.spec.logging, before=policies.filters(table))
+    manager = filters.manager(name, table, observed, before=policies.filters(table))
     listener: Config = {
         "name": f"lds_egress_{LOOPBACK}_{proxy.egress_port}",
         "address": address(LOOPBACK, proxy.egress_port),
@@ -59,16 +60,16 @@ def outbound(
         "listener_filters_timeout": milliseconds(INSPECTION_MS),
         "continue_on_listener_filters_timeout": True,
         "filter_chains": [
-            *[_chain(node, each, {"destination_port": number(each.mapping.port)}) for each in redirected],
+            *[_chain(observed, each, {"destination_port": number(each.mapping.port)}) for each in redirected],
             {"name": name, "filter_chain_match": PLAIN_HTTP, "filters": [manager]},
         ],
     }
     made: list[Config] = []
     if allow_all:
-        passed = filters.tcp_proxy(ANYWHERE, {"cluster": ANYWHERE}, None, node.spec.logging)
+        passed = filters.tcp_proxy(ANYWHERE, {"cluster": ANYWHERE}, None, observed)
         listener["default_filter_chain"] = {"name": ANYWHERE, "filters": [passed]}
         made.append(clusters.anywhere(ANYWHERE))
-    return [listener, *_own_listeners(node, proxy, connections)], made
+    return [listener, *_own_listeners(observed, proxy, connections)], made
 
 
 def host(called: Called) -> Config:
@@ -78,20 +79,20 @@ def host(called: Called) -> Config:
     return {"name": f"{name}:{port}", "domains": domains, "routes": called.routes}
 
 
-def _chain(node: VirtualNode, called: Called, match: Config) -> Config:
+def _chain(observed: Observed, called: Called, match: Config) -> Config:
     name = f"{called.service.virtual_service_name}:{called.mapping.port}"
-    one = filters.tcp_proxy(name, called.connections, called.timeout, node.spec.logging)
+    one = filters.tcp_proxy(name, called.connections, called.timeout, observed)
     return {"name": name, "filter_chain_match": match, "filters": [one]}
 
 
-def _own_listeners(node: VirtualNode, proxy: Proxy, connections: list[Called]) -> list[Config]:
+def _own_listeners(observed: Observed, proxy: Proxy, connections: list[Called]) -> list[Config]:
     """Return a listener for each service of TCP that has one of its own."""
     made = []
     for each in connections:
         at = proxy.tcp_backends.get(each.service.virtual_service_name)
         if at is not None:
             name = f"lds_egress_{at.host}_{at.port}"
-            chains = [_chain(node, each, {})]
+            chains = [_chain(observed, each, {})]
             made.append(
                 {
                     "name": name,

@@ -12,6 +12,7 @@ from typing import Final
 
 from routing.mesh.compile import faults, global_limits, jwt, local_limits
 from routing.mesh.compile.messages import Config
+from routing.mesh.compile.observing import Observed
 from routing.mesh.compile.proxy import Proxy
 from routing.mesh.compile.tls import secret_source
 from routing.mesh.model.policies import PolicySpec
@@ -25,9 +26,10 @@ SAID: Final = "typed_per_filter_config"
 class Policies:
     """The policies of a mesh, as one proxy in it keeps them."""
 
-    def __init__(self, snapshot: MeshSnapshot, proxy: Proxy) -> None:
+    def __init__(self, snapshot: MeshSnapshot, proxy: Proxy, observed: Observed) -> None:
         self._snapshot = snapshot
         self._secrets = secret_source(proxy)
+        self.observed = observed
         self._clusters: dict[str, Config] = {}
         self.tls: list[ClientPolicyTls] = []
         """How those clusters are called."""

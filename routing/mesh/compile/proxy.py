@@ -10,6 +10,7 @@ Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 EGRESS_PORT: Final = 15_001
 INGRESS_PORT: Final = 15_000
 ADMIN_PORT: Final = 9901
+LOOPBACK: Final = "127.0.0.1"
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -43,6 +44,8 @@ class Proxy(msgspec.Struct, frozen=True):
     tcp_backends: dict[str, Address] = msgspec.field(default_factory=dict)
     endpoints: dict[str, tuple[Endpoint, ...]] = msgspec.field(default_factory=dict)
     """Endpoints of nodes by name, in place of what their service discovery would find."""
+    stats: Address | None = None
+    """Where its statistics can be asked for, in the form of Prometheus."""
     sds_socket: str = ""
     """The Unix socket of a Secret Discovery Service, such as SPIRE's agent."""
     trust_domain: str = ""

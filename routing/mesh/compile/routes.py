@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from routing.mesh.compile import matches
+from routing.mesh.compile import matches, named
 from routing.mesh.compile.messages import Config, milliseconds, number
 from routing.mesh.compile.policies import Policies
 from routing.mesh.compile.splitting import Clusters, mirrored, towards
@@ -32,6 +32,8 @@ class _Rule(msgspec.Struct, frozen=True):
     """A route of HTTP or gRPC in the terms that both have."""
 
     path: str
+    name: str
+    """With the name of its router."""
     match: matches.Match
     targets: Sequence[WeightedTarget]
     timeout: HttpTimeout | GrpcTimeout | None
@@ -51,6 +53,7 @@ def of_router(routes: Iterable[Route], port: int, cluster: Clusters, policies: P
     return [
         {
             "name": name,
+            **named.route(rule.name),
             "match": rule.match.config,
             "route": {
                 **towards(rule.targets, cluster, policies.of(rule.path).sticky),
@@ -64,27 +67,29 @@ def of_router(routes: Iterable[Route], port: int, cluster: Clusters, policies: P
     ]
 
 
-def of_node(cluster: str) -> list[Config]:
+def of_node(cluster: str, name: str) -> list[Config]:
     """Return the routes of a service that is a node."""
     action = {"cluster": cluster, **times(None), "retry_policy": DEFAULT_RETRIES}
-    return [{"name": "node", "match": {"prefix": "/"}, "route": action}]
+    return [{"name": "node", **named.route(name), "match": {"prefix": "/"}, "route": action}]
 
 
 def _rule(route: Route, port: int) -> _Rule | None:
     """Return a route in common terms, or None if it is of TCP or for another port."""
-    spec = route.spec
+    spec, name = route.spec, f"{route.virtual_router_name}/{route.route_name}"
     if (of_grpc := spec.grpc_route) is not None:
         if of_grpc.match.port not in {None, port}:
             return None
         match = matches.grpc(of_grpc.match)
         return _Rule(
-            route.path, match, of_grpc.action.weighted_targets, of_grpc.timeout, of_grpc.retry_policy
+            route.path, name, match, of_grpc.action.weighted_targets, of_grpc.timeout, of_grpc.retry_policy
         )
     of_http = spec.http_route or spec.http2_route
     if of_http is None or of_http.match.port not in {None, port}:
         return None
     match = matches.http(of_http.match)
-    return _Rule(route.path, match, of_http.action.weighted_targets, of_http.timeout, of_http.retry_policy)
+    return _Rule(
+        route.path, name, match, of_http.action.weighted_targets, of_http.timeout, of_http.retry_policy
+    )
 
 
 def connections_towards(targets: Sequence[WeightedTarget], cluster: Clusters) -> Config:

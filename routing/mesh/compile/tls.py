@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Final
 
 from envoy.extensions.transport_sockets.tls.v3.tls_pb2 import DownstreamTlsContext, UpstreamTlsContext
@@ -113,3 +114,20 @@ def _validation(
             "default_validation_context": context,
             "validation_context_sds_secret_config": secret,
         }
+
+
+def server_context(host: str, authorities: str) -> Config:
+    """Return how a server outside of the mesh is known: by a file of authorities, and its name or address."""
+    try:
+        ipaddress.ip_address(host)
+        kind, sni = "IP_ADDRESS", ""
+    except ValueError:
+        kind, sni = "DNS", host
+    common = {
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
+        "validation_context": {
+            "trusted_ca": {"filename": authorities},
+            "match_typed_subject_alt_names": [{"san_type": kind, "matcher": {"exact": host}}],
+        },
+    }
+    return {"common_tls_context": common, **({"sni": sni} if sni else {})}

@@ -13,6 +13,7 @@ import msgspec
 
 from routing.mesh.model.faults import Faults
 from routing.mesh.model.jwt import Jwt
+from routing.mesh.model.observing import JsonAccessLog, Tracing
 from routing.mesh.model.rate_limits import GlobalRateLimit, LocalRateLimit, RateLimitService
 from routing.mesh.model.resources import KINDS, Resource
 from routing.mesh.model.security import Security
@@ -50,9 +51,12 @@ class PolicySpec(Shape, frozen=True, kw_only=True):
     security: Security | None = None
     global_rate_limit: GlobalRateLimit | None = None
     rate_limit_service: RateLimitService | None = None
+    access_log: JsonAccessLog | None = None
+    tracing: Tracing | None = None
 
 
 WHERE_REQUESTS_ARE: Final = ("virtualNode", "virtualGateway", "route", "gatewayRoute")
+WHERE_PROXIES_ARE: Final = ("mesh", "virtualNode", "virtualGateway")
 TARGETS: Final[dict[str, tuple[str, ...]]] = {
     "retry_budget": ("virtualNode",),
     "faults": ("route", "virtualNode"),
@@ -63,6 +67,8 @@ TARGETS: Final[dict[str, tuple[str, ...]]] = {
     "security": ("mesh",),
     "global_rate_limit": WHERE_REQUESTS_ARE,
     "rate_limit_service": ("mesh",),
+    "access_log": WHERE_PROXIES_ARE,
+    "tracing": WHERE_PROXIES_ARE,
 }
 """Which kinds of target may have a member."""
 OF_REQUESTS: Final = frozenset({"faults", "mirror", "sticky", "local_rate_limit", "jwt", "global_rate_limit"})
