@@ -18,7 +18,18 @@ from commands.traffic_options import (
     route_of,
     steps_of,
 )
-from commands.traffic_running import STOPPED, Place, Source, Wanted, answered, new_id, opened, run_shift, who
+from commands.traffic_running import (
+    STOPPED,
+    Place,
+    Source,
+    Wanted,
+    answered,
+    names_in,
+    new_id,
+    opened,
+    run_shift,
+    who,
+)
 from routing.traffic import route as routes
 from routing.traffic.judgement import Terms
 from routing.traffic.keeping import Kept
@@ -143,6 +154,10 @@ def abort(
     raise typer.Exit(answered(run()))
 
 
+NOTHING: Final = "none"
+"""The state of a route at which nothing was shifted."""
+
+
 class Row(msgspec.Struct, frozen=True):
     """A shift as it is listed."""
 
@@ -158,7 +173,10 @@ class Row(msgspec.Struct, frozen=True):
 
 @app.command("status")
 def status(
-    route: Annotated[list[str], typer.Argument(help="Routes.", metavar="ROUTE...")],
+    route: Annotated[
+        list[str] | None,
+        typer.Argument(help="Routes; without any, all that were shifted.", metavar="ROUTE..."),
+    ] = None,
     *,
     endpoint_url: EndpointOption = "",
     region: RegionOption = "us-east-1",
@@ -166,13 +184,15 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Print the last shift at each route; exit code 3 where one is stalled, or its route was changed."""
-    names = [route_of(each) for each in route]
+    names = [route_of(each) for each in route or ()]
+    where = Place(endpoint_url, region, place)
 
     async def run() -> int:
         rows = []
-        for name in names:
-            async with opened(name, Place(endpoint_url, region, place)) as keeping:
+        for name in names or await names_in(where):
+            async with opened(name, where) as keeping:
                 rows.append(_row(name.path, await keeping.read()))
+        rows = [row for row in rows if names or row.state != NOTHING]
         show(rows, list(Row.__struct_fields__), as_json=as_json)
         return STOPPED if any(row.state in {"stalled", "changed"} for row in rows) else 0
 
@@ -184,7 +204,7 @@ def _row(path: str, kept: Kept) -> Row:
     shares = ", ".join(f"{node} {weight}" for node, weight in zip(nodes, weights, strict=True))
     record = recorded(kept)
     if record is None:
-        return Row(path, "none", "", "", shares, "", "", "")
+        return Row(path, NOTHING, "", "", shares, "", "", "")
     head, why, state = record.head, record.why, record.head.state.value
     if record.open and not record.explains(kept.spec):
         state, why = "changed", changed_text(record, kept)

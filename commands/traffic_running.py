@@ -20,6 +20,7 @@ from rich.console import Console
 from commands import traffic_screen as screen
 from commands.common import REFUSED, USAGE, fail
 from routing.aws import AwsClient
+from routing.traffic import folder, keeping
 from routing.traffic import route as routes
 from routing.traffic.folder import FolderKeeping
 from routing.traffic.judgement import Terms
@@ -69,20 +70,20 @@ async def run_shift(
     name: RouteName, place: Place, source: Source, wanted: Wanted | None, *, dry_run: bool, as_json: bool
 ) -> int:
     """Run a new shift, or go on with one that is stalled where nothing is `wanted`; return the exit code."""
-    async with opened(name, place) as keeping, aiohttp.ClientSession() as session:
-        kept = await keeping.read()
+    async with opened(name, place) as kept_by, aiohttp.ClientSession() as session:
+        kept = await kept_by.read()
         record = _again(kept) if wanted is None else _begun(kept, wanted)
         _check(kept, record, source)
         sides = _sides(name, kept, record.plan)
         statistics = _statistics(source, session, sides) if record.terms is not None else Unwatched()
         if dry_run:
-            await _show(record, kept, statistics, keeping)
+            await _show(record, kept, statistics, kept_by)
             return 0
-        await claim(keeping, record, clock.unix_s, resumed=wanted is None)
+        await claim(kept_by, record, clock.unix_s, resumed=wanted is None)
         shift = Shift(record.plan, record.pace, record.terms, sides, step=record.head.step)
         with _telling(record, as_json=as_json) as tell:
             runner = Runner(
-                keeping,
+                kept_by,
                 statistics,
                 unix_s=clock.unix_s,
                 monotonic_s=clock.monotonic_s,
@@ -108,11 +109,25 @@ async def opened(name: RouteName, place: Place) -> AsyncIterator[Keeping]:
     if place.folder is not None:
         yield FolderKeeping(place.folder, name)
         return
+    async with _api(place) as client:
+        yield ApiKeeping(client, name, place.endpoint)
+
+
+async def names_in(place: Place) -> list[RouteName]:
+    """Return the routes that are kept."""
+    if place.folder is not None:
+        return folder.names_in(place.folder)
+    async with _api(place) as client:
+        return await keeping.names_in(client, place.endpoint)
+
+
+@contextlib.asynccontextmanager
+async def _api(place: Place) -> AsyncIterator[AwsClient]:
     if not place.endpoint:
         fail("say where the route is kept: --endpoint-url URL, or --place DIR", USAGE)
     client = AwsClient("appmesh", region=place.region, endpoint=place.endpoint, connections_max=2)
     try:
-        yield ApiKeeping(client, name, place.endpoint)
+        yield client
     finally:
         await client.close()
 
@@ -167,11 +182,11 @@ def _statistics(source: Source, session: aiohttp.ClientSession, sides: Sides) ->
     return Admins(session, source.admins, sides)
 
 
-async def _show(record: Record, kept: Kept, statistics: Statistics, keeping: Keeping) -> None:
+async def _show(record: Record, kept: Kept, statistics: Statistics, kept_by: Keeping) -> None:
     """Print what a shift would do, and whether statistics can be read."""
     console = Console()
     lines = [
-        f"the route is kept by {keeping.where}",
+        f"the route is kept by {kept_by.where}",
         *screen.plan_lines(record.plan, routes.nodes(kept.spec)),
     ]
     lines += [*screen.terms_lines(record.terms, record.pace), *statistics.asked()]

@@ -9,6 +9,7 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.status import Status
+from rich.text import Text
 
 from routing.traffic.judgement import Terms
 from routing.traffic.outcome import Event, Side, Told
@@ -39,7 +40,7 @@ def on_screen(console: Console, status: Status | None, steps: int) -> Callable[[
         text = line(event, steps)
         if event.event is Told.LOOK:
             if status is not None:
-                status.update(text)
+                status.update(Text(text))
             elif event.why != before:
                 console.print(text, highlight=False, markup=False)
             before = event.why

@@ -32,8 +32,7 @@ class FolderKeeping:
         self._place = place
         self._name = name
         self._names = {"meshName": name.mesh, "virtualRouterName": name.router, "routeName": name.route}
-        beside = place if place.is_dir() else place.parent
-        self._tags = beside / f".headworks-shift-{hashlib.sha256(name.path.encode()).hexdigest()[:16]}.json"
+        self._tags = route_tags(place, name)
         self._file: Path | None = None
 
     @property
@@ -111,6 +110,26 @@ class FolderKeeping:
         except msgspec.ValidationError as error:
             raise Unavailable(f"{file}: {self._name.path}: {error}") from error
         return spec
+
+
+def names_in(place: Path) -> list[RouteName]:
+    """Return the routes in a folder at which something was noted; raises Unavailable."""
+    try:
+        resources = [each.resource for each in read(place, {}).found]
+    except OSError as error:
+        raise Unavailable(f"{place}: {error}") from error
+    found = [
+        RouteName(each.mesh_name, each.virtual_router_name, each.route_name)
+        for each in resources
+        if isinstance(each, Route)
+    ]
+    return [name for name in found if route_tags(place, name).is_file()]
+
+
+def route_tags(place: Path, name: RouteName) -> Path:
+    """Return the file that has the tags of a route."""
+    beside = place if place.is_dir() else place.parent
+    return beside / f".headworks-shift-{hashlib.sha256(name.path.encode()).hexdigest()[:16]}.json"
 
 
 def _replace(file: Path, data: bytes) -> None:

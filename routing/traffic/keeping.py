@@ -11,6 +11,11 @@ from routing.traffic.route import RouteName
 
 CALL_S: Final = 5.0
 TAGS_MAX: Final = 50
+LISTS: Final = {
+    "meshes": "list_meshes",
+    "virtualRouters": "list_virtual_routers",
+    "routes": "list_routes",
+}
 
 
 class Unavailable(Exception):
@@ -43,6 +48,44 @@ class Keeping(Protocol):
     @property
     def where(self) -> str:
         """Where it is kept, for people."""
+
+
+async def called(client: AwsClient, operation: str, where: str, **arguments: Any) -> dict[str, Any]:
+    """Call the App Mesh API at `where`, and return its answer; raises Unavailable."""
+    try:
+        return await client.call(operation, deadline_s=CALL_S, **arguments)
+    except AwsError as error:
+        if error.code == "NotFoundException":
+            raise Missing(f"{where} has none of these: {' '.join(map(str, arguments.values()))}") from error
+        of = where if error.failure in {Failure.CONNECT, Failure.TIMEOUT} else operation
+        raise Unavailable(f"{of}: {error.code}") from error
+
+
+async def names_in(client: AwsClient, where: str) -> list[RouteName]:
+    """Return all routes that the App Mesh API keeps; raises Unavailable."""
+    found = []
+    for mesh in await _listed(client, where, "meshes", "meshName"):
+        names = {"meshName": mesh}
+        for router in await _listed(client, where, "virtualRouters", "virtualRouterName", **names):
+            names = {"meshName": mesh, "virtualRouterName": router}
+            listed = await _listed(client, where, "routes", "routeName", **names)
+            found += [RouteName(mesh, router, route) for route in listed]
+    return found
+
+
+async def _listed(client: AwsClient, where: str, plural: str, member: str, **names: str) -> list[str]:
+    operation = LISTS[plural]
+    page: dict[str, Any] = {}
+    found: list[str] = []
+    while True:
+        answer = await called(client, operation, where, **names, **page)
+        try:
+            found += [each[member] for each in answer[plural]]
+        except (KeyError, TypeError) as error:
+            raise Unavailable(f"{where}: its answer has no {error}") from error
+        if not answer.get("nextToken"):
+            return found
+        page = {"nextToken": answer["nextToken"]}
 
 
 class ApiKeeping:
@@ -81,9 +124,6 @@ class ApiKeeping:
 
     async def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         try:
-            return await self._client.call(operation, deadline_s=CALL_S, **arguments)
-        except AwsError as error:
-            if error.code == "NotFoundException":
-                raise Missing(f"there is no {self._name.path}") from error
-            where = self._endpoint if error.failure in {Failure.CONNECT, Failure.TIMEOUT} else operation
-            raise Unavailable(f"{where}: {error.code}") from error
+            return await called(self._client, operation, self._endpoint, **arguments)
+        except Missing as error:
+            raise Missing(f"there is no {self._name.path}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -95,3 +96,15 @@ def test_a_shift_by_the_clock_is_of_any_kind_of_route() -> None:
         "step 2 of 2: v1 0, v2 100",
         "promoted: by the clock",
     ]
+    code, out, _ = run("status", "--json")
+    assert code == 0
+    assert [(row["route"], row["state"]) for row in json.loads(out)] == [(CLOCK, "promoted")]
+
+
+def test_shifts_in_a_folder_are_listed(tmp_path: Path) -> None:
+    place = ["--place", str(of.written(tmp_path, of.route("cart", "all", {"v1": 1, "v2": 0})))]
+    assert run("status", *place, "--json") == (0, "[]\n", "")
+    words = ["--to", "v2", "--steps", "100", "--step-s", "0.1", "--look-s", "0.1", "--unwatched"]
+    assert run(*SHIFT, *words, *place)[0] == 0
+    code, out, _ = run("status", *place, "--json")
+    assert (code, [row["weights"] for row in json.loads(out)]) == (0, ["v1 0, v2 100"])
