@@ -203,7 +203,10 @@ async def test_a_share_of_requests_is_mirrored_and_nobody_waits_for_it(tmp_path:
         await asyncio.gather(*[some() for _ in range(16)])
         assert seen == {(200, "a"): count}
         assert one.seen == count
-        await until(lambda: within(len(heard), count, 0.3))
+        sent = f"cluster.cds_egress_shop_v2_http_{running['v2'].only_port}.upstream_rq_total"
+        copies = await running["front"].counter(sent)
+        assert within(copies, count, 0.3)
+        await until(lambda: len(heard) == copies)
         host, path, body = heard[0]
         assert (host, path[:5], body) == ("cart.local", "/x?n=", b"body")
         assert len({path for _, path, _ in heard}) == len(heard)
@@ -255,6 +258,21 @@ async def test_a_device_is_always_sent_to_the_same_version(tmp_path: Path) -> No
         moved = [device for device in devices if later[device] != first[device]]
         assert {(first[device], later[device]) for device in moved} == {("a", "b")}
         assert within(len(moved), len(devices), 0.1)
+
+
+async def test_a_header_chooses_a_version_and_devices_without_it_are_split(tmp_path: Path) -> None:
+    asked = [{"name": "x-version", "match": {"exact": "2"}}]
+    policies = [
+        of.route("cart", "asked", {"v2": 1}, match={"prefix": "/", "headers": asked}, priority=0),
+        of.policy("same", ROUTE, sticky={"header": "x-device-id"}),
+    ]
+    async with shop(tmp_path, policies, {"v1": 80, "v2": 20}) as running:
+        devices = [{"x-device-id": f"device-{index}"} for index in range(600)]
+        for client in (running.front, running.gateway):
+            given = [(await client.ask(headers=device))[1][0] for device in devices]
+            assert within(given.count("b"), len(devices), 0.2)
+            wanted = [{**device, "x-version": "2"} for device in devices[:50]]
+            assert {(await client.ask(headers=headers))[1][0] for headers in wanted} == {"b"}
 
 
 async def test_a_budget_stops_a_storm_of_retries(tmp_path: Path) -> None:
