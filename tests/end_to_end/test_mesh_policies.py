@@ -8,11 +8,10 @@ import contextlib
 import json
 import math
 import ssl
-import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import aiohttp
 import grpc
@@ -25,11 +24,11 @@ from jwt.algorithms import ECAlgorithm
 
 from tests.support import mesh_documents as of
 from tests.support.grpc_server import grpc_server
+from tests.support.limits_rig import Limits
 from tests.support.mesh_client import ONCE, Client, cart, session
 from tests.support.mesh_rig import Envoy, envoys, port
 from tests.support.upstream_servers import Server, servers
 from tests.support.valkey_server import ValkeyServer
-from tests.support.xds_rig import HEADWORKS
 
 pytestmark = [pytest.mark.end_to_end]
 
@@ -452,41 +451,6 @@ async def test_keys_behind_an_address_are_fetched_with_tls_and_rotate(tmp_path: 
             await answered("old", 401)
     finally:
         await issuer.kill()
-
-
-class Limits:
-    """`headworks mesh limits` as a process."""
-
-    def __init__(self, folder: Path, *more: str) -> None:
-        self.port = port()
-        self._log = folder / f"limits-{self.port}.log"
-        self._command = [str(HEADWORKS), "mesh", "limits", "--bind", f"127.0.0.1:{self.port}", *more]
-        self._process: subprocess.Popen[bytes] | None = None
-
-    async def __aenter__(self) -> Self:
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)  # noqa: ASYNC220  # returns at once
-        async with asyncio.timeout(30):
-            while "mesh_limits_started" not in self._log.read_text():
-                assert self._process.poll() is None, self._log.read_text()
-                await asyncio.sleep(0.05)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self.stop() == 0, self._log.read_text()
-
-    def stop(self) -> int:
-        assert self._process is not None
-        self._process.terminate()
-        try:
-            return self._process.wait(20)
-        finally:
-            self._process.kill()
-
-    def policy(self, **more: object) -> of.Document:
-        # A machine that is busy with other things answers late.
-        patient = {"host": "127.0.0.1", "port": self.port, "timeout": {"unit": "s", "value": 10}}
-        return of.policy("limits", rateLimitService={**patient, **more})
 
 
 def shared(requests: int, on_failure: str = "DENY", **more: object) -> of.Document:

@@ -14,9 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
 from tests.support import mesh_documents as of
-from tests.support.mesh_client import cart, loaded, session
+from tests.support.limits_rig import Limits
+from tests.support.mesh_client import Client, cart, loaded, session
 from tests.support.mesh_rig import port
 from tests.support.upstream_servers import servers
+from tests.support.xds_peer import Files
 from tests.support.xds_rig import acknowledged, control_plane, proxied
 
 pytestmark = [pytest.mark.end_to_end]
@@ -86,3 +88,32 @@ async def test_policies_come_and_go_without_a_failed_request(tmp_path: Path, var
             await until(lambda answer: answer.status == 200)
             assert load.failed() == {}
             assert {row.state for row in await plane.until(acknowledged)} == {"ACKED"}
+
+
+@pytest.mark.parametrize(("of_whom", "counted"), [("rateLimitService", True), ("virtualNode/thief", False)])
+async def test_who_counts_is_known_by_its_identity_in_a_mesh_that_has_some(
+    tmp_path: Path, of_whom: str, counted: bool
+) -> None:
+    files = Files(tmp_path / "files")
+    issuer = tmp_path / "issuer.pem", tmp_path / "issuer.key"
+    files.authority.cert_pem.write_to_path(issuer[0])
+    files.authority.private_key_pem.write_to_path(issuer[1])
+    issuer[1].chmod(0o600)
+    words = ["--trust-domain", "shop.example", "--issuer-certificate", str(issuer[0])]
+    own = files.client(f"spiffe://shop.example/mesh/shop/{of_whom}")
+    async with Limits(tmp_path, *own) as limits, session() as asking:
+        few = {"requests": 5, "per": {"unit": "s", "value": 3600}, "onFailure": "DENY"}
+        policies = [
+            limits.policy(),
+            of.policy("few", ROUTE, globalRateLimit=few),
+            of.policy("identity", security={"mutualTls": "STRICT"}),
+        ]
+        served = write(tmp_path / "mesh", {"v1": port(), "v2": port()}, *policies)
+        async with (
+            control_plane(tmp_path, served, *words, "--issuer-key", str(issuer[1])) as plane,
+            proxied(tmp_path, plane, FRONT) as envoy,
+        ):
+            client = Client(asking, envoy.egress)
+            seen = [(await client.ask())[0] for _ in range(10)]
+    # Nobody listens behind: what is let through hears 503, as does what cannot be counted.
+    assert (seen[:5], seen[5:]) == ([503] * 5, [429 if counted else 503] * 5)

@@ -88,7 +88,7 @@ class Directory:
         chosen = policy or self._default
         tls = chosen.tls if chosen is not None else None
         if self._security is not None:
-            tls = self._security.client_tls(node)
+            tls = self._security.client_tls(node.path)
         callee = Callee(node, listener, tls, of if policy is not None else "")
         if callee.cluster not in self._clusters:
             policy_of = self._policies.of(node.path)

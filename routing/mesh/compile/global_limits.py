@@ -15,6 +15,7 @@ from routing.mesh.compile.messages import Config, Message, address, extension, m
 from routing.mesh.compile.tls import cluster_socket
 from routing.mesh.limits.descriptor import BURST, OF, PER_MS, REQUESTS
 from routing.mesh.model.rate_limits import GlobalRateLimit, RateLimitKey, RateLimitService
+from routing.mesh.model.tls import ClientPolicyTls
 
 NAMES: Final = {"ALLOW": "headworks.global_limit_or_allow", "DENY": "headworks.global_limit_or_deny"}
 """The filters by what they do while nobody counts."""
@@ -67,7 +68,7 @@ def _asked(path: str, limit: GlobalRateLimit) -> Config:
     return {"rate_limits": [{"actions": [*actions, *_apart(limit.key)]}]}
 
 
-def cluster(service: RateLimitService, secrets: Config) -> Config:
+def cluster(service: RateLimitService, tls: ClientPolicyTls | None, secrets: Config) -> Config:
     """Return the cluster of the service that counts; `secrets` is where those of its TLS come from."""
     options = packed(HttpProtocolOptions, {"explicit_http_config": {"http2_protocol_options": {}}})
     endpoint = {"endpoint": {"address": address(service.host, service.port)}}
@@ -79,8 +80,8 @@ def cluster(service: RateLimitService, secrets: Config) -> Config:
         "typed_extension_protocol_options": {HTTP_OPTIONS: options},
         "load_assignment": {"cluster_name": CLUSTER, "endpoints": [{"lb_endpoints": [endpoint]}]},
     }
-    if service.client_policy is not None and service.client_policy.tls is not None:
-        config["transport_socket"] = cluster_socket(service.client_policy.tls, "grpc", secrets)
+    if tls is not None:
+        config["transport_socket"] = cluster_socket(tls, "grpc", secrets)
     return config
 
 

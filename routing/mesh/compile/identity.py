@@ -71,12 +71,12 @@ class Secured(msgspec.Struct, frozen=True):
             validation=ListenerTlsValidationContext(trust=ListenerTlsValidationContextTrust(sds=trust)),
         )
 
-    def client_tls(self, callee: VirtualNode) -> ClientPolicyTls | None:
-        """Return the TLS by which it calls a node: that node, and no other of the trust domain."""
+    def client_tls(self, path: str) -> ClientPolicyTls | None:
+        """Return the TLS by which it calls who has the id of a path, and no other of the trust domain."""
         if not self.calls:
             return None
         trust = TlsValidationContextSdsTrust(secret_name=bundle_name(self.trust_domain))
-        names = SubjectAlternativeNameMatchers(exact=(spiffe_id(self.trust_domain, callee.path),))
+        names = SubjectAlternativeNameMatchers(exact=(spiffe_id(self.trust_domain, path),))
         return ClientPolicyTls(
             certificate=ClientTlsCertificate(sds=ListenerTlsSdsCertificate(secret_name=self.own)),
             validation=TlsValidationContext(

@@ -69,8 +69,8 @@ def _configs(
     """Return the listeners and the clusters of a proxy, and the callees whose endpoints were given."""
     defaults = of.spec.backend_defaults
     observed_as = observed(snapshot, of)
-    policies = Policies(snapshot, proxy, observed_as)
     security = secured(snapshot, of, proxy)
+    policies = Policies(snapshot, proxy, security, observed_as)
     policy = defaults.client_policy if defaults is not None else None
     directory = Directory(snapshot, proxy, policy, policies, security)
     if isinstance(of, VirtualGateway):

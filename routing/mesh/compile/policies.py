@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from routing.mesh.compile import faults, global_limits, jwt, local_limits
+from routing.mesh.compile.identity import Secured
 from routing.mesh.compile.messages import Config
 from routing.mesh.compile.observing import Observed
 from routing.mesh.compile.proxy import Proxy
@@ -22,12 +23,18 @@ from routing.mesh.snapshot import MeshSnapshot
 SAID: Final = "typed_per_filter_config"
 """Where tables, hosts and routes say something to filters, by the filter's name."""
 
+SERVICE: Final = "rateLimitService"
+"""The end of the path, in the SPIFFE id, of the service that counts for a mesh with identities."""
+
 
 class Policies:
     """The policies of a mesh, as one proxy in it keeps them."""
 
-    def __init__(self, snapshot: MeshSnapshot, proxy: Proxy, observed: Observed) -> None:
+    def __init__(
+        self, snapshot: MeshSnapshot, proxy: Proxy, security: Secured | None, observed: Observed
+    ) -> None:
         self._snapshot = snapshot
+        self._security = security
         self._secrets = secret_source(proxy)
         self.observed = observed
         self._clusters: dict[str, Config] = {}
@@ -78,9 +85,12 @@ class Policies:
         mesh = self._snapshot.mesh
         service = self.of(mesh.path).rate_limit_service
         assert service is not None
-        self._clusters[global_limits.CLUSTER] = global_limits.cluster(service, self._secrets)
-        if service.client_policy is not None and service.client_policy.tls is not None:
-            self.tls.append(service.client_policy.tls)
+        tls = None if self._security is None else self._security.client_tls(f"{mesh.path}/{SERVICE}")
+        if service.client_policy is not None:
+            tls = service.client_policy.tls
+        self._clusters[global_limits.CLUSTER] = global_limits.cluster(service, tls, self._secrets)
+        if tls is not None:
+            self.tls.append(tls)
         return global_limits.filter_(mesh.mesh_name, on_failure, service)
 
     def _tokens(self, paths: set[str]) -> Config:
