@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
@@ -11,6 +12,7 @@ from msgspec import Meta
 from routing.mesh.model.shape import Duration, FilePath, OneOf, Shape
 
 Name = Annotated[str, Meta(min_length=1, max_length=2048)]
+HTTPS: Final = re.compile(r"https://([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?(/[!-~]*)?")
 CACHE_MS_MIN: Final = 1000
 CACHE_MS_MAX: Final = 86_400_000
 SECRET: Final = frozenset({"d", "k"})
@@ -24,14 +26,16 @@ class _KeySet(msgspec.Struct, frozen=True):
 class RemoteJwks(Shape, frozen=True, kw_only=True):
     """Keys that each proxy fetches, and again after `cache_duration` (5 minutes)."""
 
-    uri: Annotated[str, Meta(pattern=r"^https://[^/?#@]+(/[^#]*)?$", max_length=2048)]
+    uri: Annotated[str, Meta(max_length=2048)]
     certificate_chain: FilePath
     """The authorities of the server's certificate, PEM, in a file beside the proxy."""
     cache_duration: Duration | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is no address, and keys that are fetched all the time, or kept for ever."""
-        _ = self.host, self.port  # raises ValueError
+        if HTTPS.fullmatch(self.uri) is None:
+            raise ValueError("uri must be https://HOST/PATH or https://HOST:PORT/PATH")
+        _ = self.port  # raises ValueError
         if self.cache_duration is not None:
             cached_ms = self.cache_duration.milliseconds
             if not CACHE_MS_MIN <= cached_ms <= CACHE_MS_MAX:
@@ -40,10 +44,7 @@ class RemoteJwks(Shape, frozen=True, kw_only=True):
     @property
     def host(self) -> str:
         """The name or IP address of the server."""
-        host = urlsplit(self.uri).hostname
-        if not host:
-            raise ValueError("uri has no host")
-        return host
+        return urlsplit(self.uri).hostname or ""
 
     @property
     def port(self) -> int:
@@ -65,7 +66,7 @@ class Jwks(OneOf, frozen=True, kw_only=True):
             return
         try:
             found = msgspec.json.decode(self.inline, type=_KeySet)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise ValueError(f"inline is no JSON Web Key Set: {error}") from error
         for index, key in enumerate(found.keys):
             if SECRET & set(key):

@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta
 
-from routing.mesh.model.shape import Duration, HeaderName, OneOf, Shape
+from routing.mesh.model.shape import Duration, FieldName, HostName, OneOf, PortNumber, Shape
 from routing.mesh.model.tls import ClientPolicy
 
 PER_MS_MIN: Final = 50
@@ -37,7 +37,7 @@ class RemoteAddress(Shape, frozen=True, kw_only=True):
 class RateLimitKey(OneOf, frozen=True, kw_only=True):
     """What is counted apart; requests without the header count together."""
 
-    header: HeaderName | None = None
+    header: FieldName | None = None
     remote_address: RemoteAddress | None = None
     constant: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
     """Counted together with other targets that have the same constant and limit."""
@@ -53,8 +53,8 @@ class GlobalRateLimit(LocalRateLimit, frozen=True, kw_only=True):
 class RateLimitService(Shape, frozen=True, kw_only=True):
     """Where proxies find the service that counts, and how long they wait for it (250 ms)."""
 
-    host: Annotated[str, Meta(min_length=1, max_length=255)]
-    port: Annotated[int, Meta(ge=1, le=65_535)]
+    host: HostName
+    port: PortNumber
     client_policy: ClientPolicy | None = None
     timeout: Duration | None = None
 

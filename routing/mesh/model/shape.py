@@ -18,7 +18,11 @@ HeaderMatch = Annotated[str, Meta(min_length=1, max_length=255)]
 HttpPath = Annotated[str, Meta(min_length=1, max_length=255)]
 IpPreference = Literal["IPv6_PREFERRED", "IPv4_PREFERRED", "IPv4_ONLY", "IPv6_ONLY"]
 Millis = Annotated[int, Meta(ge=0)]
-Percent = Annotated[float, Meta(gt=0, le=100)]
+Percent = Annotated[float, Meta(ge=0.0001, le=100)]
+FieldName = Annotated[str, Meta(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,50}$")]
+"""The name of a header as RFC 9110 has it."""
+HostName = Annotated[str, Meta(pattern=r"^[0-9A-Za-z._:-]{1,255}$")]
+"""A name for DNS, or an IP address."""
 PortNumber = Annotated[int, Meta(ge=1, le=65_535)]
 Positive = Annotated[int, Meta(ge=1)]
 Priority = Annotated[int, Meta(ge=0, le=1000)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from routing.mesh.model.shape import HeaderName, Percent, PortNumber, ResourceName, Shape
+from routing.mesh.model.shape import FieldName, Percent, PortNumber, ResourceName, Shape
 
 
 class Mirror(Shape, frozen=True, kw_only=True):
@@ -16,4 +16,4 @@ class Mirror(Shape, frozen=True, kw_only=True):
 class Sticky(Shape, frozen=True, kw_only=True):
     """The header by whose value a request always goes to the same of the weighted targets."""
 
-    header: HeaderName
+    header: FieldName

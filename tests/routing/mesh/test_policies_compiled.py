@@ -108,9 +108,8 @@ def names(manager: Any) -> list[str]:
     return [each["name"].removeprefix("envoy.filters.http.") for each in manager["http_filters"]]
 
 
-def problems(folder: Path, **members: of.Document) -> list[str]:
-    target = members.pop("target")
-    given = of.written(folder, *SHOP, of.policy("p", str(target), **members))
+def problems(folder: Path, target: str, **members: of.Document) -> list[str]:
+    given = of.written(folder, *SHOP, of.policy("p", target, **members))
     found = meshes_of(read(given, {})).problems
     return [str(problem).replace("error: mesh.json mesh/shop/policy/p ", "") for problem in found]
 
@@ -208,7 +207,7 @@ def test_health_checks_are_not_policed(tmp_path: Path) -> None:
         ),
         (
             {"target": GATEWAY, "jwt": {**OF_WHOM, "jwks": {"remote": {**REMOTE, "uri": "http://a/k"}}}},
-            "spec.jwt.jwks.remote.uri: Expected `str` matching regex '^https://[^/?#@]+(/[^#]*)?$'",
+            "spec.jwt.jwks.remote: uri must be https://HOST/PATH or https://HOST:PORT/PATH",
         ),
         (
             {
@@ -216,6 +215,18 @@ def test_health_checks_are_not_policed(tmp_path: Path) -> None:
                 "jwt": {**OF_WHOM, "jwks": {"remote": {**REMOTE, "cacheDuration": {"value": 0}}}},
             },
             "spec.jwt.jwks.remote: cacheDuration must be a second at least and a day at most",
+        ),
+        (
+            {"target": GATEWAY, "jwt": {**OF_WHOM, "jwks": {"remote": {**REMOTE, "uri": "https://[::1"}}}},
+            "spec.jwt.jwks.remote: uri must be https://HOST/PATH or https://HOST:PORT/PATH",
+        ),
+        (
+            {"target": GATEWAY, "jwt": {**OF_WHOM, "jwks": {"remote": {**REMOTE, "uri": "https://a:99999"}}}},
+            "spec.jwt.jwks.remote: Port out of range 0-65535",
+        ),
+        (
+            {"target": ROUTE, "sticky": {"header": "x y"}},
+            'spec.sticky.header: Expected `str` matching regex "^[!#$%&\'*+.^_`|~0-9A-Za-z-]{1,50}$"',
         ),
         (
             {"target": NODE, "globalRateLimit": SHARED},
@@ -337,3 +348,27 @@ def test_the_service_that_counts_is_called_with_tls_where_its_policy_says_so(tmp
     with pytest.raises(Uncompilable, match="give its socket"):
         compiled(snapshot, snapshot.nodes["cart-1"], Proxy())
     validated(exported(tmp_path, snapshot, "cart-1", Proxy(sds_socket="/run/sds.sock")))
+
+
+def test_a_key_set_of_any_depth_is_refused(tmp_path: Path) -> None:
+    deep = '{"keys": [{"a": ' + "[" * 30_000 + "]" * 30_000 + "}]}"
+    (said,) = problems(tmp_path, GATEWAY, jwt={**OF_WHOM, "jwks": {"inline": deep}})
+    assert said.startswith("spec.jwt.jwks: inline is no JSON Web Key Set: ")
+
+
+def test_envoy_takes_the_least_and_the_most_of_everything(tmp_path: Path) -> None:
+    least: of.Document = {"requests": 1, "per": {"unit": "ms", "value": 50}}
+    most: of.Document = {"requests": 1_000_000_000, "per": {"unit": "s", "value": 86_400}}
+    second = {"unit": "ms", "value": 1}
+    faults = {"delay": {"duration": second, "percent": 0.0001}, "abort": {"status": 599, "percent": 100}}
+    longest = {"delay": {"duration": {"unit": "s", "value": 3600}, "percent": 100}}
+    given: dict[str, dict[str, of.Document]] = {
+        NODE: {"localRateLimit": least, "faults": faults},
+        ROUTE: {"localRateLimit": most, "faults": longest, "sticky": {"header": "!#$%&'*+.^_`|~"}},
+        GATEWAY: {"globalRateLimit": {**least, "onFailure": "DENY"}},
+        GATEWAY_ROUTE: {"globalRateLimit": {**most, "onFailure": "DENY", "key": {"constant": "\u00e9\n"}}},
+        "": {"rateLimitService": {"host": "::1", "port": 65_535, "timeout": {"unit": "ms", "value": 1}}},
+    }
+    snapshot = of.snapshot(tmp_path, *SHOP, *policies(given))
+    for name in ("front", "cart-1", "edge"):
+        validated(exported(tmp_path, snapshot, name, Proxy()))
