@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import msgspec
 import typer
 
-from commands.common import USAGE, JsonOption, fail, show
+from commands.common import USAGE, JsonOption, fail
 from commands.traffic_options import (
     EndpointOption,
     PlaceOption,
@@ -193,10 +193,17 @@ def status(
             async with opened(name, where) as keeping:
                 rows.append(_row(name.path, await keeping.read()))
         rows = [row for row in rows if names or row.state != NOTHING]
-        show(rows, list(Row.__struct_fields__), as_json=as_json)
+        typer.echo(msgspec.json.encode(rows).decode() if as_json else "\n".join(map(_lines, rows)))
         return STOPPED if any(row.state in {"stalled", "changed"} for row in rows) else 0
 
     raise typer.Exit(answered(run()))
+
+
+def _lines(row: Row) -> str:
+    if row.state == NOTHING:
+        return f"{row.route}: nothing was shifted\n  {row.weights}"
+    step = f"  step {row.step}: {row.weights}\n  by {row.by}, begun {row.began}, seen {row.looked}"
+    return f"{row.route}: {row.state}\n{step}" + (f"\n  {row.why}" if row.why else "")
 
 
 def _row(path: str, kept: Kept) -> Row:

@@ -49,6 +49,12 @@ class Plan(msgspec.Struct, frozen=True, array_like=True):
             made[place] = weight
         return tuple(made)
 
+    def again(self, step: int) -> int:
+        """Return where to begin anew at a step: before it, if it leaves nobody to compare with."""
+        first = max(step, 0)
+        alone = not any(self.weights(first)[place] for place in self.away)
+        return first - 1 if alone and first else first
+
     def share(self, step: int) -> float:
         """Return which part of all that the route matches goes to the canary."""
         weights = self.weights(step)

@@ -76,10 +76,14 @@ class Record(msgspec.Struct, frozen=True):
         )
 
     def explains(self, spec: dict[str, Any]) -> bool:
-        """Say whether the route is as this shift has left it: nobody else has changed it."""
+        """Say whether the route is as this shift has left it: nobody else has changed it.
+
+        A step is noted before it is set, and may be one up or, of a shift that goes on, one down.
+        """
         if route.digest(spec) != self.head.digest:
             return False
-        steps = {self.head.step, max(self.head.step - 1, BEFORE)}
+        last = len(self.plan.steps) - 1
+        steps = {self.head.step, max(self.head.step - 1, BEFORE), min(self.head.step + 1, last)}
         if self.head.state is State.RESTORING:
             steps.add(BEFORE)
         return route.weights(spec) in {self.plan.weights(step) for step in steps}

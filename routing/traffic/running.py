@@ -70,9 +70,10 @@ class Runner:
         return record.head.state
 
     async def _begun(self, record: Record, shift: Shift) -> Record:
+        step = max(record.head.step, 0) if record.terms is None else record.plan.again(record.head.step)
         while not self._ending.is_set():
             try:
-                return await self._set(record, shift, max(record.head.step, 0))
+                return await self._set(record, shift, step)
             except Unavailable as error:
                 self._unavailable(str(error))
                 await self._ended_within(RETRY_S)

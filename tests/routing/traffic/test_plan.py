@@ -94,3 +94,9 @@ def test_every_weight_is_one_of_app_mesh_and_nobody_else_is_cut_off(
                 assert bool(weight) == bool(weights[place])
         if percent == 100:
             assert all(made[place] == 0 for place in plan.away)
+
+
+def test_a_shift_goes_on_where_there_is_somebody_to_compare_with() -> None:
+    plan = of({"v1": 100, "v2": 0})
+    assert [plan.again(step) for step in (BEFORE, 0, 1, 2, 3)] == [0, 0, 1, 2, 2]
+    assert of({"v1": 100, "v2": 0}, "v2", (), 100).again(0) == 0

@@ -243,6 +243,23 @@ def test_a_stalled_shift_goes_on_where_it_was() -> None:
             resumed(other, "b", "b@host", NOW_S)
 
 
+async def test_a_shift_that_stalled_in_its_last_step_is_compared_once_more() -> None:
+    route, said = Route(), list[Event]()
+    route.spec = routes.weighted(SPEC, (0, 100))
+    route.tags = tags_of(record(step=1, beat_s=0))
+    again = resumed(await route.read(), "b", "b@host", NOW_S)
+    await claim(route, again, unix_s, resumed=True)
+    assert again.terms is not None
+    shift = Shift(PLAN, PACE, again.terms, Sides("shop", "v2", ("v1",)), step=1)
+    time = asyncio.get_running_loop().time
+    runner = Runner(
+        route, Clusters(), unix_s=unix_s, monotonic_s=time, tell=said.append, ending=asyncio.Event()
+    )
+    async with asyncio.timeout(30):
+        assert await runner.run(again, shift) is State.PROMOTED
+    assert route.written == [(90, 10), (0, 100)]
+
+
 async def test_abort_restores_what_a_shift_sets_at_the_same_moment() -> None:
     route = Route()
     route.spec = routes.weighted(SPEC, (90, 10))
