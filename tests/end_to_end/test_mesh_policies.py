@@ -415,6 +415,30 @@ async def test_a_gateway_route_may_let_through_who_has_no_token(tmp_path: Path) 
         assert (await running.front.ask("/"))[0] == 200  # inside, nobody asks
 
 
+async def test_claims_go_on_in_headers_that_nobody_else_can_set(tmp_path: Path) -> None:
+    claims = [{"claim": "sub", "header": "x-subject"}, {"claim": "org.tenant", "header": "x-tenant"}]
+    given = tokens({"inline": jwks("old")}, claimHeaders=claims)
+    policies = [
+        of.policy("all", "virtualGateway/edge", jwt=given),
+        of.policy("some", "virtualGateway/edge/gatewayRoute/own", jwt={**given, "allowMissing": True}),
+    ]
+    async with shop(tmp_path, policies) as running:
+        one, _ = running.servers
+        one.behaviour = echo
+
+        async def heard(path: str, token: dict[str, str]) -> tuple[str | None, str | None]:
+            spoofed = {"x-subject": "root", "x-tenant": "every"}
+            status, text = await running.gateway.ask(path, headers={**spoofed, **token})
+            assert status == 200
+            headers = {name.lower(): value for name, value in json.loads(text).items()}
+            return headers.get("x-subject"), headers.get("x-tenant")
+
+        for path in ("/", "/own/x"):
+            assert await heard(path, bearer(org={"tenant": "acme"})) == ("jo", "acme")
+            assert await heard(path, bearer()) == ("jo", None)
+        assert await heard("/own/x", {}) == (None, None)
+
+
 async def test_keys_behind_an_address_are_fetched_with_tls_and_rotate(tmp_path: Path) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
@@ -503,6 +527,25 @@ async def test_who_comes_from_one_address_is_counted_at_a_gateway_whatever_it_sa
                 for index in range(10)
             ]
             assert [status for status, _ in answers] == [200] * 5 + [429] * 5
+
+
+async def test_each_subject_of_tokens_has_a_limit_whatever_it_says_it_is(tmp_path: Path) -> None:
+    async with Limits(tmp_path) as limits:
+        claims = [{"claim": "sub", "header": "x-subject"}]
+        policies = [
+            limits.policy(),
+            of.policy(
+                "each",
+                "virtualGateway/edge",
+                jwt=tokens({"inline": jwks("old")}, claimHeaders=claims),
+                globalRateLimit=shared(3, key={"header": "x-subject"}),
+            ),
+        ]
+        async with shop(tmp_path / "mesh", policies) as running:
+            for subject in ("jo", "ann"):
+                sent = [{**bearer(sub=subject), "x-subject": f"other-{index}"} for index in range(6)]
+                seen = [(await running.gateway.ask(headers=headers))[0] for headers in sent]
+                assert seen == [200] * 3 + [429] * 3
 
 
 async def test_a_policy_says_what_happens_while_nobody_counts(tmp_path: Path) -> None:

@@ -60,6 +60,9 @@ def _provider(path: str, jwt: Jwt) -> Config:
         "require_expiration": True,
         "forward": jwt.forward,
         "from_headers": [BEARER],
+        "claim_to_headers": [
+            {"header_name": each.header, "claim_name": each.claim} for each in jwt.claim_headers or ()
+        ],
         **_keys(path, jwt.jwks),
     }
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
-from routing.mesh.model.shape import Duration, FilePath, OneOf, Shape
+from routing.mesh.model.shape import Duration, FieldName, FilePath, OneOf, Shape
 
 Name = Annotated[str, Meta(min_length=1, max_length=2048)]
 HTTPS: Final = re.compile(r"https://([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?(/[!-~]*)?")
@@ -73,6 +73,13 @@ class Jwks(OneOf, frozen=True, kw_only=True):
                 raise ValueError(f"inline has a secret, in key {index}: give the public part alone")
 
 
+class ClaimHeader(Shape, frozen=True, kw_only=True):
+    """A claim of the token (`a.b` within another), and the header in which who is called hears it."""
+
+    claim: Annotated[str, Meta(min_length=1, max_length=255)]
+    header: FieldName
+
+
 class Jwt(Shape, frozen=True, kw_only=True):
     """Whose tokens requests must have, as `Authorization: Bearer`, and one audience that they name."""
 
@@ -81,5 +88,6 @@ class Jwt(Shape, frozen=True, kw_only=True):
     jwks: Jwks
     forward: bool = False
     """Whether the token goes on to who is called."""
+    claim_headers: Annotated[tuple[ClaimHeader, ...], Meta(max_length=20)] | None = None
     allow_missing: bool = False
     """Whether a request without a token is let through; one with a bad token never is."""

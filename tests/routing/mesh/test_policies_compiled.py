@@ -54,6 +54,7 @@ PRIVATE = ECAlgorithm.to_jwk(KEY, as_dict=True)
 PUBLIC = ECAlgorithm.to_jwk(KEY.public_key(), as_dict=True)
 OF_WHOM: of.Document = {"issuer": "https://issuer.example", "audiences": ["cart", "shop"]}
 JWT: of.Document = {**OF_WHOM, "jwks": {"inline": json.dumps({"keys": [PUBLIC]})}, "forward": True}
+JWT["claimHeaders"] = [{"claim": "sub", "header": "x-subject"}]
 REMOTE = {"uri": "https://issuer.example/keys", "certificateChain": "/etc/hostname"}
 LIMIT = {"requests": 100, "per": MINUTE, "burst": 20}
 SHARED = {"requests": 100, "per": MINUTE, "onFailure": "DENY", "key": {"header": "x-tenant"}}
