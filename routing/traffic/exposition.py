@@ -96,8 +96,7 @@ def _clusters(samples: Iterable[Sample]) -> Clusters:
         series = SERIES.fullmatch(name)
         if series is None or APART.search(series[1] or "") or not math.isfinite(value):
             continue
-        own, rest = labels.get("envoy_cluster_name", ""), series[1]
-        cluster = f"{own}.{rest}" if rest else own
+        cluster = _cluster(labels, series[1])
         if series["status"]:
             statuses.setdefault(cluster, {})[series["status"]] = int(value)
         elif series["kind"] == "xx":
@@ -113,6 +112,19 @@ def _clusters(samples: Iterable[Sample]) -> Clusters:
         failures = sum(count for status, count in counted.items() if status in failed)
         made[cluster] = Counts(sum(counted.values()), failures, within.get(cluster, {}))
     return made
+
+
+def _cluster(labels: Mapping[str, str], rest: str | None) -> str:
+    """Return the name of a cluster: Envoy makes a label of it up to a dot, and leaves the rest in the name.
+
+    A proxy that has labels for the mesh, the callee and the protocol leaves less: there, these say it.
+    """
+    own = labels.get("envoy_cluster_name", "")
+    whole = f"{own}.{rest}" if rest else own
+    mesh, callee, protocol = (labels.get(each, "") for each in ("mesh", "callee", "protocol"))
+    if own.startswith("cds_egress_") and mesh and callee and protocol:
+        return f"cds_egress_{mesh}_{callee}_{protocol}_0_{whole}"
+    return whole
 
 
 def _number(text: str) -> float:

@@ -39,6 +39,19 @@ def test_an_exposition_is_read() -> None:
     assert made == {"v1": Counts(9, 2, {0.5: 3, math.inf: 9}), "v1_cart.local": Counts(3)}
 
 
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("36383_upstream_rq_xx", 'mesh="shop",callee="v2.x",protocol="http",'),
+        ("x_http_36383_upstream_rq_xx", ""),
+    ],
+)
+def test_a_name_with_a_dot_is_put_together_again(name: str, labels: str) -> None:
+    labels += 'envoy_response_code_class="2",envoy_cluster_name="cds_egress_shop_v2"'
+    made = clusters_in(f"envoy_cluster_{name}{{{labels}}} 35\n")
+    assert Sides("shop", "v2.x", ("v2",)).counted(made) == (Counts(35), Counts())
+
+
 def test_of_grpc_its_own_statuses_count() -> None:
     name = "cds_egress_shop_v1_grpc_80"
     series = "".join(
