@@ -582,8 +582,10 @@ async def test_two_services_share_limits_through_valkey(tmp_path: Path) -> None:
     finally:
         valkey.stop()
     let_through = seen[0][200] + seen[1][200]
-    # Each may hold what it has leased, a tenth of the burst, while the other is refused.
-    assert 40 - 2 * 4 <= let_through <= 40
+    # Each may hold what it has leased, a tenth of the burst, while the other is refused. On a machine that is
+    # busy with other things Valkey may answer too late, which allows one burst more.
+    outages = first.times("valkey_away") + second.times("valkey_away")
+    assert 40 - 2 * 4 <= let_through <= 40 * (1 + outages)
     assert seen[0][200]
     assert seen[1][200]
 

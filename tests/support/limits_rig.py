@@ -41,6 +41,10 @@ class Limits:
         finally:
             self._process.kill()
 
+    def times(self, event: str) -> int:
+        """Return how often an event is in the log."""
+        return self._log.read_text().count(event)
+
     def policy(self, **more: object) -> of.Document:
         # A machine that is busy with other things answers late.
         patient = {"host": "127.0.0.1", "port": self.port, "timeout": {"unit": "s", "value": 10}}
