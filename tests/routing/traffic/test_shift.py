@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+
+import pytest
+
 from routing.traffic.counts import Counts, Reading
 from routing.traffic.judgement import Terms
 from routing.traffic.plan import planned
@@ -62,3 +66,32 @@ def test_a_shift_that_is_not_watched_goes_by_the_clock() -> None:
     of = shift(None)
     assert of.look({}, 109.0).do is Do.WAIT
     assert of.look({}, 110.0).do is Do.STEP
+
+
+def simulated(seed: int, canary_rate: float, baseline_rate: float) -> Do:
+    """Run a whole shift of 200 requests a look, and return how it ended."""
+    chooser = random.Random(seed)
+    of = shift(Terms(samples_min=200, mistakes_max=0.05), 10, 50, 100)
+    canary = baseline = Counts()
+    of.first(reading(canary, baseline))
+    for look in range(1, 10_000):
+        share = of.plan.share(of.step)
+        asked = sum(chooser.random() < share for _ in range(200))
+        canary += Counts(asked, sum(chooser.random() < canary_rate for _ in range(asked)))
+        baseline += Counts(200 - asked, sum(chooser.random() < baseline_rate for _ in range(200 - asked)))
+        said = of.look(reading(canary, baseline), 100.0 + look)
+        if said.do is Do.STEP:
+            of.begin(of.step + 1, 100.0 + look)
+        elif said.do is not Do.WAIT:
+            return said.do
+    raise AssertionError
+
+
+def test_whole_shifts_of_good_canaries_are_rolled_back_seldom() -> None:
+    ends = [simulated(seed, 0.01, 0.01) for seed in range(100)]
+    assert ends.count(Do.ROLL_BACK) <= 12  # of 5 on average at most, by three standard deviations
+
+
+@pytest.mark.parametrize(("canary", "baseline"), [(0.05, 0.0), (0.05, 0.01), (0.5, 0.1)])
+def test_whole_shifts_of_bad_canaries_are_never_promoted(canary: float, baseline: float) -> None:
+    assert all(simulated(seed, canary, baseline) is Do.ROLL_BACK for seed in range(50))
