@@ -19,10 +19,12 @@ from commands.mesh_options import (
     ParameterOption,
     PlaceArgument,
     PortOption,
+    RegionOption,
     SdsOption,
     StatsOption,
     TcpOption,
     TrustDomainOption,
+    ZoneOption,
     address_of,
     addresses,
     applications_of,
@@ -34,7 +36,7 @@ from routing.mesh.api import settings as api_settings
 from routing.mesh.api.store import StoreError
 from routing.mesh.compile.messages import as_json
 from routing.mesh.compile.node import compiled, static
-from routing.mesh.compile.proxy import Endpoint, Proxy
+from routing.mesh.compile.proxy import Endpoint, Proxy, Standing
 from routing.mesh.compile.uncompilable import Uncompilable
 from routing.mesh.documents.reading import read
 from routing.mesh.meshes import Meshes, meshes_of
@@ -106,6 +108,8 @@ def export(
     sds_socket: SdsOption = "",
     stats: StatsOption = "",
     trust_domain: TrustDomainOption = "",
+    region: RegionOption = "",
+    zone: ZoneOption = "",
     namespace: Annotated[
         str,
         typer.Option(
@@ -130,6 +134,7 @@ def export(
         sds_socket=sds_socket,
         stats=address_of("--stats", stats) if stats else None,
         trust_domain=trust_domain,
+        standing=Standing(region, zone),
     )
     errors = [problem for problem in meshes.problems if problem.severity is Severity.ERROR]
     if errors:

@@ -20,19 +20,22 @@ from commands.mesh_options import (
     ParameterOption,
     PlaceArgument,
     PortOption,
+    RegionOption,
     SdsOption,
     StatsOption,
     TcpOption,
     TrustDomainOption,
+    ZoneOption,
     address_of,
     addresses,
     applications_of,
     parameters_of,
 )
 from routing.mesh.compile.messages import as_json
-from routing.mesh.compile.proxy import Proxy
+from routing.mesh.compile.proxy import Proxy, Standing
 from routing.xds.bootstrap import ClientTls
 from routing.xds.bootstrap import bootstrap as bootstrap_of
+from routing.xds.cloud_map import CloudMapTerms
 from routing.xds.issuer import IssuerFiles
 from routing.xds.plane import ServerTls, StartError, Terms
 from routing.xds.process import Place, serve
@@ -63,6 +66,8 @@ def bootstrap(
     admin_port: PortOption = Proxy().admin_port,
     sds_socket: SdsOption = "",
     stats: StatsOption = "",
+    region: RegionOption = "",
+    zone: ZoneOption = "",
 ) -> None:
     """Print what a node's Envoy is started with to ask the control plane: envoy -c FILE."""
     found = NODE.fullmatch(node)
@@ -77,6 +82,7 @@ def bootstrap(
         tcp_backends=addresses("--tcp", tcp_backends),
         sds_socket=sds_socket,
         stats=address_of("--stats", stats) if stats else None,
+        standing=Standing(region, zone),
     )
     files = files_of(certificate, key, authority)
     tls = None if files is None else ClientTls(certificate=files[0], key=files[1], authority=files[2])
@@ -103,6 +109,15 @@ def xds(
     certificate_ttl_s: Annotated[
         float, typer.Option(min=1, help="How long an issued certificate is valid; renewed at two thirds.")
     ] = 3600.0,
+    cloud_map_region: Annotated[
+        str, typer.Option(help="The region of the AWS Cloud Map that is asked for nodes there.")
+    ] = "",
+    cloud_map_endpoint: Annotated[
+        str, typer.Option(help="Another address of AWS Cloud Map than that of its region.")
+    ] = "",
+    cloud_map_poll_s: Annotated[
+        float, typer.Option(min=0.1, help="How often each service is asked for.")
+    ] = 5.0,
     parameters: ParameterOption = None,
     endpoints: EndpointsOption = None,
     streams_max: Annotated[int, typer.Option(min=1, help="Proxies that are served at once.")] = 5000,
@@ -119,6 +134,9 @@ def xds(
         status_socket=status_socket,
         issuer=_authority(issuer_certificate, issuer_key, trust_bundle),
         certificate_ttl_s=certificate_ttl_s,
+        cloud_map=CloudMapTerms(cloud_map_region, cloud_map_endpoint, cloud_map_poll_s)
+        if cloud_map_region
+        else None,
     )
     try:
         asyncio.run(

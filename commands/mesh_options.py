@@ -37,6 +37,8 @@ TcpOption = Annotated[
         "--tcp", help="A listener for a backend that speaks TCP: SERVICE=HOST:PORT. May be repeated."
     ),
 ]
+RegionOption = Annotated[str, typer.Option(help="The region that the proxy is in.")]
+ZoneOption = Annotated[str, typer.Option(help="The zone that the proxy is in.")]
 TrustDomainOption = Annotated[str, typer.Option(help="The trust domain of the mesh's SPIFFE ids.")]
 ListenOption = Annotated[str, typer.Option(help="The address on which the node is called.")]
 PortOption = Annotated[int, typer.Option(min=1, max=65_535)]

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
-from routing.aws import AwsError
+from routing.aws import AwsError, Failure
 from routing.discovery.source import (
     PRIORITY_MAX,
     WEIGHT_MAX,
@@ -29,6 +29,11 @@ from routing.gateway.routes_file import Endpoint
 
 ALL_EVERY: Final = 6
 """Polls, of which one asks for all instances whatever the revision is."""
+IPV4: Final = "AWS_INSTANCE_IPV4"
+IPV6: Final = "AWS_INSTANCE_IPV6"
+CNAME: Final = "AWS_INSTANCE_CNAME"
+ADDRESSES: Final = (IPV4, IPV6, CNAME)
+NO_ATTRIBUTES: Final[Mapping[str, str]] = {}
 INSTANCES_MAX: Final = 1000
 """What one DiscoverInstances can return; there are no pages."""
 
@@ -63,10 +68,28 @@ class Client(Protocol):
 
 
 class CloudMapSource:
-    """The healthy instances of one service of a namespace. `port` is for those that say none."""
+    """The healthy instances of one service of a namespace that have `attributes`.
 
-    def __init__(self, client: Client, *, namespace: str, service: str, port: int, deadline_s: float) -> None:
+    `port` is for those that say none; of their addresses, the first of `families` that they have is taken.
+    With `missing_is_none`, a service that is not there has no instances.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        namespace: str,
+        service: str,
+        port: int,
+        deadline_s: float,
+        attributes: Mapping[str, str] = NO_ATTRIBUTES,
+        families: Sequence[str] = ADDRESSES,
+        missing_is_none: bool = False,
+    ) -> None:
+        self._missing_is_none = missing_is_none
         self._client = client
+        self._filter = {"QueryParameters": dict(attributes)} if attributes else {}
+        self._families = families
         self._where = {"NamespaceName": namespace, "ServiceName": service}
         self._port = port
         self._deadline_s = deadline_s
@@ -89,12 +112,16 @@ class CloudMapSource:
                 deadline_s=self._deadline_s,
                 HealthStatus="HEALTHY",
                 MaxResults=INSTANCES_MAX,
+                **self._filter,
                 **self._where,
             )
         except AwsError as error:
+            if self._missing_is_none and error.failure is Failure.MISSING:
+                self._last = found([], "missing")
+                return self._last
             raise DiscoveryError(f"Cloud Map: {error}") from error
         instances = _read(answer, _Instances)
-        endpoints = endpoints_of(instances.instances, self._port)
+        endpoints = endpoints_of(instances.instances, self._port, self._families)
         digest = hashlib.blake2b(msgspec.json.encode(endpoints), digest_size=8).hexdigest()
         self._last = found(endpoints, digest)
         # Cloud Map's replicas may be behind: what came is no newer than the older of both.
@@ -106,13 +133,14 @@ class CloudMapSource:
         await self._client.close()
 
 
-def endpoints_of(instances: Sequence[Instance], port: int) -> list[Endpoint]:
+def endpoints_of(
+    instances: Sequence[Instance], port: int, families: Sequence[str] = ADDRESSES
+) -> list[Endpoint]:
     """Return the endpoints of instances by id; raises `DiscoveryError` for one without address."""
     endpoints: list[Endpoint] = []
     for instance in sorted(instances, key=lambda each: each.id):
         has = instance.attributes
-        names = ("AWS_INSTANCE_IPV4", "AWS_INSTANCE_IPV6", "AWS_INSTANCE_CNAME")
-        host = next((has[name] for name in names if has.get(name)), "")
+        host = next((has[name] for name in families if has.get(name)), "")
         at = _number(has, "AWS_INSTANCE_PORT", port, 65_535)
         if not host or not at:
             raise DiscoveryError(f"Cloud Map: instance {instance.id} has no address or no port")

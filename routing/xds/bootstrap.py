@@ -21,7 +21,7 @@ from google.protobuf import json_format
 from routing.mesh.compile.clusters import HTTP_OPTIONS
 from routing.mesh.compile.gateway import bootstrap_extension
 from routing.mesh.compile.messages import Config, Message, address, extension, milliseconds, number, packed
-from routing.mesh.compile.node import CONNECTIONS_MAX, sds_cluster
+from routing.mesh.compile.node import CONNECTIONS_MAX, locality, sds_cluster
 from routing.mesh.compile.proxy import Address, Proxy
 from routing.mesh.compile.statistics import counting, stats_clusters, stats_listeners
 from routing.mesh.compile.tls import SOCKET
@@ -59,7 +59,7 @@ def bootstrap(
         {"max_active_downstream_connections": CONNECTIONS_MAX},
     )
     config: Config = {
-        "node": {"id": node, "cluster": mesh},
+        "node": {"id": node, "cluster": mesh, "locality": locality(proxy.standing)},
         **counting(node, mesh, proxy),
         "dynamic_resources": {
             "ads_config": {

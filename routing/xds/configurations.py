@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
@@ -147,8 +147,24 @@ def found_in(file: Path, meshes: Mapping[str, MeshSnapshot]) -> Endpoints:
 
 def endpoints_in(body: bytes) -> dict[str, tuple[Endpoint, ...]]:
     """Return endpoints by node; raises msgspec.DecodeError."""
-    given = msgspec.json.decode(body, type=dict[str, list[str]])
-    return {node: tuple(_endpoint(each) for each in each_of) for node, each_of in given.items()}
+    given = msgspec.json.decode(body, type=dict[str, list[str | _Placed]])
+    return {
+        node: tuple(_endpoint(each) if isinstance(each, str) else each.endpoint() for each in each_of)
+        for node, each_of in given.items()
+    }
+
+
+class _Placed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An endpoint of which more is said than its address."""
+
+    address: str
+    region: str = ""
+    zone: str = ""
+    weight: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
+
+    def endpoint(self) -> Endpoint:
+        at = _endpoint(self.address)
+        return Endpoint(at.host, at.port, region=self.region, zone=self.zone, weight=self.weight)
 
 
 @functools.lru_cache(maxsize=ENDPOINTS_REMEMBERED)

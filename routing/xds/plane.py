@@ -18,6 +18,7 @@ from envoy.service.discovery.v3 import ads_pb2_grpc
 from envoy.service.status.v3 import csds_pb2_grpc
 
 from routing.mesh.snapshot import MeshSnapshot
+from routing.xds.cloud_map import CloudMapNodes, CloudMapTerms
 from routing.xds.configurations import Configurations, Endpoints, Trust
 from routing.xds.issuer import BadAuthority, Issuer, IssuerFiles
 from routing.xds.server import OPTIONS, Discovery
@@ -51,6 +52,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     status_socket: Path
     issuer: IssuerFiles | None = None
     certificate_ttl_s: float = 3600.0
+    cloud_map: CloudMapTerms | None = None
 
 
 class ControlPlane:
@@ -60,6 +62,9 @@ class ControlPlane:
         self._terms = terms
         self._log = log
         self._changing = asyncio.Lock()
+        self._given: Endpoints = {}
+        cloud_map = terms.cloud_map
+        self._nodes = None if cloud_map is None else CloudMapNodes(cloud_map, self._found, log=log)
         self._trust = Trust(terms.trust_domain, terms.issuer is not None)
         self._configurations = Configurations({}, {}, self._trust)
         self._issuer = _issuer(terms)
@@ -83,8 +88,8 @@ class ControlPlane:
 
     @property
     def endpoints(self) -> Endpoints:
-        """The endpoints that are served."""
-        return self._configurations.endpoints
+        """The endpoints that were given."""
+        return self._given
 
     async def start(self) -> None:
         """Take streams of proxies."""
@@ -92,15 +97,31 @@ class ControlPlane:
         await self._server.start()
         self._log.info("mesh_control_plane_started", bind=self._terms.bind)
 
-    async def replace(self, meshes: Mapping[str, MeshSnapshot], endpoints: Endpoints) -> None:
-        """Serve other meshes, with endpoints by the path of their node."""
+    async def replace(self, meshes: Mapping[str, MeshSnapshot], given: Endpoints) -> None:
+        """Serve other meshes, with the endpoints that somebody gives, by the path of their node."""
+        if self._nodes is not None:
+            self._nodes.watch(meshes)
         async with self._changing:
-            self._configurations = Configurations(meshes, endpoints, self._trust)
+            self._given = given
+            self._configurations = Configurations(meshes, self._known(), self._trust)
             await self._discovery.replace(self._configurations)
 
-    async def replace_endpoints(self, endpoints: Endpoints) -> None:
-        """Serve other endpoints of the same meshes: all there are, by the path of their node."""
+    async def replace_endpoints(self, given: Endpoints) -> None:
+        """Serve other endpoints of the same meshes: all that are given."""
+        self._given = given
+        await self._refresh_endpoints()
+
+    async def _found(self, _: Endpoints) -> None:
+        """Hear that Cloud Map has other endpoints."""
+        await self._refresh_endpoints()
+
+    def _known(self) -> Endpoints:
+        """Return the endpoints that are found, and those that are given, which count first."""
+        return {**({} if self._nodes is None else self._nodes.endpoints), **self._given}
+
+    async def _refresh_endpoints(self) -> None:
         async with self._changing:
+            endpoints = self._known()
             before = self._configurations.endpoints
             if endpoints.keys() != before.keys():
                 self._configurations = Configurations(self.meshes, endpoints, self._trust)
@@ -112,7 +133,14 @@ class ControlPlane:
                 await self._discovery.replace_endpoints(self._configurations, changed)
 
     async def run(self) -> None:
-        """Give proxies new secrets when the authority changes, for as long as it is not cancelled."""
+        """Follow Cloud Map and the authority, for as long as it is not cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow_authority())
+            if self._nodes is not None:
+                tasks.create_task(self._nodes.run())
+
+    async def _follow_authority(self) -> None:
+        """Give proxies new secrets when the authority changes."""
         while self._issuer is not None:
             await asyncio.sleep(AUTHORITY_POLL_S)
             try:

@@ -23,6 +23,7 @@ from routing.mesh.api.serving import Serving
 from routing.mesh.api.settings import Api, Settings, Xds
 from routing.mesh.api.sqlite_store import SqliteStore
 from routing.mesh.api.store import Record, Store, StoreError
+from routing.xds.cloud_map import CloudMapTerms
 from routing.xds.issuer import IssuerFiles
 from routing.xds.plane import ControlPlane, ServerTls, StartError, Terms
 from runtime import clock, garbage
@@ -102,7 +103,14 @@ def _terms(settings: Xds) -> Terms:
         status_socket=Path(settings.status_socket),
         issuer=_authority(settings),
         certificate_ttl_s=settings.certificate_ttl_s,
+        cloud_map=_cloud_map(settings),
     )
+
+
+def _cloud_map(settings: Xds) -> CloudMapTerms | None:
+    if not settings.cloud_map_region:
+        return None
+    return CloudMapTerms(settings.cloud_map_region, settings.cloud_map_endpoint, settings.cloud_map_poll_s)
 
 
 def _authority(settings: Xds) -> IssuerFiles | None:

@@ -89,7 +89,14 @@ class Directory:
         tls = chosen.tls if chosen is not None else None
         if self._security is not None:
             tls = self._security.client_tls(node.path)
-        callee = Callee(node, listener, tls, of if policy is not None else "")
+        callee = Callee(
+            node,
+            listener,
+            tls,
+            of if policy is not None else "",
+            self._policies.of(node.path).locality or self._policies.of(self._snapshot.mesh.path).locality,
+            self._proxy.standing,
+        )
         if callee.cluster not in self._clusters:
             policy_of = self._policies.of(node.path)
             found = self._found(node)
@@ -150,7 +157,7 @@ class Directory:
             return given[node.virtual_node_name]
         discovery = node.spec.service_discovery
         if discovery is not None and discovery.aws_cloud_map is not None:
-            text = "AWS Cloud Map is not asked: give the endpoints of this node"
+            text = "AWS Cloud Map has not answered yet, or is not asked: give the endpoints of this node"
             raise uncompilable(node.path, "spec.serviceDiscovery.awsCloudMap", text)
         return None
 

@@ -8,9 +8,9 @@ from typing import Final
 import msgspec
 from envoy.extensions.upstreams.http.v3.http_protocol_options_pb2 import HttpProtocolOptions
 
-from routing.mesh.compile import named
+from routing.mesh.compile import localities, named
 from routing.mesh.compile.messages import Config, address, milliseconds, number, packed
-from routing.mesh.compile.proxy import Address, Endpoint
+from routing.mesh.compile.proxy import Address, Endpoint, Standing
 from routing.mesh.compile.tls import client_tls, cluster_socket
 from routing.mesh.model.listening import (
     HealthCheckPolicy,
@@ -19,6 +19,7 @@ from routing.mesh.model.listening import (
     VirtualGatewayConnectionPool,
     VirtualNodeConnectionPool,
 )
+from routing.mesh.model.locality import Locality
 from routing.mesh.model.policies import PolicySpec, RetryBudget
 from routing.mesh.model.resources import VirtualNode
 from routing.mesh.model.shape import IpPreference
@@ -45,6 +46,8 @@ class Callee(msgspec.Struct, frozen=True):
     policy: ClientPolicyTls | None = None
     of: str = ""
     """The backend that the policy is of, where it is not the caller's default."""
+    locality: Locality | None = None
+    caller: Standing = Standing()
 
     @property
     def cluster(self) -> str:
@@ -79,6 +82,8 @@ def egress(
         config["type"] = "STRICT_DNS" if dns.response_type == "ENDPOINTS" else "LOGICAL_DNS"
         config["dns_lookup_family"] = FAMILY[dns.ip_preference or preference or "IPv4_PREFERRED"]
         endpoints = [Endpoint(dns.hostname)]
+    else:
+        config["ignore_health_on_host_removal"] = True  # what is gone is gone, however well it answers
     config["load_assignment"] = assignment(callee, endpoints)
     config["circuit_breakers"] = breakers(None, policy.retry_budget)
     if listener.outlier_detection is not None:
@@ -95,13 +100,16 @@ def assignment(callee: Callee, endpoints: Sequence[Endpoint]) -> Config:
     """Return the endpoints of a callee."""
     port = callee.listener.port_mapping.port
     health = callee.listener.health_check
-    made: list[Config] = []
+    made: list[localities.Host] = []
     for each in endpoints:
         endpoint: Config = {"address": address(each.host, each.port or port)}
         if health is not None and health.port is not None and health.port != port:
             endpoint["health_check_config"] = {"port_value": health.port}
-        made.append({"endpoint": endpoint})
-    return {"cluster_name": callee.cluster, "endpoints": [{"lb_endpoints": made}]}
+        host: Config = {"endpoint": endpoint}
+        if each.weight != 1:
+            host["load_balancing_weight"] = number(each.weight)
+        made.append((each, host))
+    return {"cluster_name": callee.cluster, **localities.groups(made, callee.caller, callee.locality)}
 
 
 def local(name: str, protocol: str, at: Address, pool: VirtualNodeConnectionPool | None) -> Config:

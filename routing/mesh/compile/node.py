@@ -23,7 +23,7 @@ from routing.mesh.compile.messages import Config, Message, extension, millisecon
 from routing.mesh.compile.observing import observed
 from routing.mesh.compile.outbound import outbound
 from routing.mesh.compile.policies import Policies
-from routing.mesh.compile.proxy import Proxy
+from routing.mesh.compile.proxy import Proxy, Standing
 from routing.mesh.compile.statistics import counting, stats_clusters, stats_listeners
 from routing.mesh.compile.tls import SDS_CLUSTER, secret_names
 from routing.mesh.compile.uncompilable import Uncompilable, uncompilable
@@ -116,7 +116,7 @@ def static(made: Compiled, proxy: Proxy) -> Message:
         {"max_active_downstream_connections": CONNECTIONS_MAX},
     )
     config: Config = {
-        "node": {"id": made.id, "cluster": made.mesh},
+        "node": {"id": made.id, "cluster": made.mesh, "locality": locality(proxy.standing)},
         **counting(made.id, made.mesh, proxy),
         "static_resources": {
             "listeners": [*made.listeners, *stats_listeners(proxy)],
@@ -126,6 +126,11 @@ def static(made: Compiled, proxy: Proxy) -> Message:
         "overload_manager": {"resource_monitors": [monitor]},
     }
     return Bootstrap(**config)
+
+
+def locality(standing: Standing) -> Config:
+    """Return where a proxy is."""
+    return {"region": standing.region, "zone": standing.zone}
 
 
 def reached(snapshot: MeshSnapshot, of: VirtualNode | VirtualGateway) -> list[Resource]:

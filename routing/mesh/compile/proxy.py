@@ -25,6 +25,16 @@ class Endpoint(msgspec.Struct, frozen=True):
 
     host: str
     port: Port | None = None
+    region: str = ""
+    zone: str = ""
+    weight: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """Where something is."""
+
+    region: str = ""
+    zone: str = ""
 
 
 class Proxy(msgspec.Struct, frozen=True):
@@ -46,6 +56,7 @@ class Proxy(msgspec.Struct, frozen=True):
     """Endpoints of nodes by name, in place of what their service discovery would find."""
     stats: Address | None = None
     """Where its statistics can be asked for, in the form of Prometheus."""
+    standing: Standing = Standing()
     sds_socket: str = ""
     """The Unix socket of a Secret Discovery Service, such as SPIRE's agent."""
     trust_domain: str = ""

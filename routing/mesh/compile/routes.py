@@ -6,9 +6,13 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
+from envoy.extensions.retry.host.previous_hosts.v3.previous_hosts_pb2 import PreviousHostsPredicate
+from envoy.extensions.retry.priority.previous_priorities.v3.previous_priorities_config_pb2 import (
+    PreviousPrioritiesConfig,
+)
 
 from routing.mesh.compile import matches, named
-from routing.mesh.compile.messages import Config, milliseconds, number
+from routing.mesh.compile.messages import Config, extension, milliseconds, number
 from routing.mesh.compile.policies import Policies
 from routing.mesh.compile.splitting import Clusters, mirrored, towards
 from routing.mesh.model.listening import GrpcTimeout, HttpTimeout
@@ -20,7 +24,16 @@ REQUEST_MS: Final = 15_000
 """How long a request may take where nothing is said."""
 STREAM_IDLE_MS: Final = 300_000
 """How long Envoy lets a stream be silent where nothing is said."""
+ELSEWHERE: Final[Config] = {
+    "retry_host_predicate": [extension("envoy.retry_host_predicates.previous_hosts", PreviousHostsPredicate)],
+    "host_selection_retry_max_attempts": 5,
+    "retry_priority": extension(
+        "envoy.retry_priorities.previous_priorities", PreviousPrioritiesConfig, {"update_frequency": 2}
+    ),
+}
+"""A request is tried again at another endpoint, and after two tries in one place at another place."""
 DEFAULT_RETRIES: Final[Config] = {
+    **ELSEWHERE,
     "retry_on": "connect-failure,refused-stream,retriable-status-codes,unavailable",
     "retriable_status_codes": [503],
     "num_retries": number(2),
@@ -126,7 +139,11 @@ def retry_policy(policy: HttpRetryPolicy | GrpcRetryPolicy | None) -> Config:
     events += ["connect-failure" for _ in policy.tcp_retry_events or ()]
     if isinstance(policy, GrpcRetryPolicy):
         events += policy.grpc_retry_events or ()
-    config: Config = {"retry_on": ",".join(dict.fromkeys(events)), "num_retries": number(policy.max_retries)}
+    config: Config = {
+        "retry_on": ",".join(dict.fromkeys(events)),
+        "num_retries": number(policy.max_retries),
+        **ELSEWHERE,
+    }
     if policy.per_retry_timeout.milliseconds:
         config["per_try_timeout"] = milliseconds(policy.per_retry_timeout.milliseconds)
     return config

@@ -13,6 +13,7 @@ import msgspec
 
 from routing.mesh.model.faults import Faults
 from routing.mesh.model.jwt import Jwt
+from routing.mesh.model.locality import Locality
 from routing.mesh.model.observing import JsonAccessLog, Tracing
 from routing.mesh.model.rate_limits import GlobalRateLimit, LocalRateLimit, RateLimitService
 from routing.mesh.model.resources import KINDS, Resource
@@ -49,6 +50,7 @@ class PolicySpec(Shape, frozen=True, kw_only=True):
     local_rate_limit: LocalRateLimit | None = None
     jwt: Jwt | None = None
     security: Security | None = None
+    locality: Locality | None = None
     global_rate_limit: GlobalRateLimit | None = None
     rate_limit_service: RateLimitService | None = None
     access_log: JsonAccessLog | None = None
@@ -65,6 +67,7 @@ TARGETS: Final[dict[str, tuple[str, ...]]] = {
     "local_rate_limit": WHERE_REQUESTS_ARE,
     "jwt": WHERE_REQUESTS_ARE,
     "security": ("mesh",),
+    "locality": ("mesh", "virtualNode"),
     "global_rate_limit": WHERE_REQUESTS_ARE,
     "rate_limit_service": ("mesh",),
     "access_log": WHERE_PROXIES_ARE,
