@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from commands import mesh_control, mesh_limits, mesh_register
+from commands import mesh_apply, mesh_control, mesh_limits, mesh_register
 from commands.common import REFUSED, USAGE, JsonOption, SetOption, fail
 from commands.mesh_options import (
     ApplicationOption,
@@ -54,6 +54,9 @@ UNSUPPORTED = 3
 app.command("bootstrap")(mesh_control.bootstrap)
 app.command("xds")(mesh_control.xds)
 app.command("status")(mesh_control.status)
+app.command("import")(mesh_apply.import_)
+app.command("diff")(mesh_apply.diff)
+app.command("apply")(mesh_apply.apply)
 app.command("limits")(mesh_limits.limits)
 app.command("register")(mesh_register.register)
 
