@@ -109,9 +109,13 @@ def xds(
     certificate_ttl_s: Annotated[
         float, typer.Option(min=1, help="How long an issued certificate is valid; renewed at two thirds.")
     ] = 3600.0,
-    cloud_map_region: Annotated[
-        str, typer.Option(help="The region of the AWS Cloud Map that is asked for nodes there.")
-    ] = "",
+    cloud_map_regions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cloud-map-region",
+            help="The region of the AWS Cloud Map that is asked for nodes there. May be repeated.",
+        ),
+    ] = None,
     cloud_map_endpoint: Annotated[
         str, typer.Option(help="Another address of AWS Cloud Map than that of its region.")
     ] = "",
@@ -134,8 +138,8 @@ def xds(
         status_socket=status_socket,
         issuer=_authority(issuer_certificate, issuer_key, trust_bundle),
         certificate_ttl_s=certificate_ttl_s,
-        cloud_map=CloudMapTerms(cloud_map_region, cloud_map_endpoint, cloud_map_poll_s)
-        if cloud_map_region
+        cloud_map=CloudMapTerms(tuple(cloud_map_regions), cloud_map_endpoint, cloud_map_poll_s)
+        if cloud_map_regions
         else None,
     )
     try:

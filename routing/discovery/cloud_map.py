@@ -71,7 +71,8 @@ class CloudMapSource:
     """The healthy instances of one service of a namespace that have `attributes`.
 
     `port` is for those that say none; of their addresses, the first of `families` that they have is taken.
-    With `missing_is_none`, a service that is not there has no instances.
+    With `missing_is_none`, a service that was never there has no instances. One that is not there any more
+    had none at the end, and with another account's credentials all are not there: then the last answer holds.
     """
 
     def __init__(
@@ -116,7 +117,8 @@ class CloudMapSource:
                 **self._where,
             )
         except AwsError as error:
-            if self._missing_is_none and error.failure is Failure.MISSING:
+            never = self._last is None or not self._last.endpoints
+            if self._missing_is_none and never and error.failure is Failure.MISSING:
                 self._last = found([], "missing")
                 return self._last
             raise DiscoveryError(f"Cloud Map: {error}") from error

@@ -2,7 +2,8 @@
 
 Nodes that name the same service with the same attributes share one watcher. What was found last holds while
 Cloud Map throttles or is away. Until there was an answer nothing is said of a node, so that proxies which
-know endpoints from before keep them; that there is no such service is an answer.
+know endpoints from before keep them; that there is no such service is an answer. Where several regions are
+asked, each has to have answered.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -41,43 +41,47 @@ REGION: Final = re.compile(r"[a-z]{2}(?:-[a-z]+)+-\d+")
 
 
 class CloudMapTerms(msgspec.Struct, frozen=True):
-    """Which Cloud Map is asked, and how often."""
+    """The regions whose Cloud Map is asked, and how often."""
 
-    region: str
+    regions: tuple[str, ...]
     endpoint: str = ""
     poll_s: float = 5.0
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """What is asked for: the instances of a service that have these attributes."""
+    """What is asked for in a region: the instances of a service that have these attributes."""
 
+    region: str
     namespace: str
     service: str
     attributes: tuple[tuple[str, str], ...]
     families: tuple[str, ...]
 
 
-def asked_of(node: VirtualNode, preference: IpPreference | None) -> Asked | None:
-    """Return what is asked for a node, or None where it is not there; `preference` is that of the mesh."""
+def asked_of(node: VirtualNode, preference: IpPreference | None, regions: Sequence[str]) -> tuple[Asked, ...]:
+    """Return what is asked for a node, nothing where it is not there; `preference` is that of the mesh."""
     discovery = node.spec.service_discovery
     cloud_map = discovery.aws_cloud_map if discovery is not None else None
     if cloud_map is None:
-        return None
-    return Asked(
-        cloud_map.namespace_name,
-        cloud_map.service_name,
-        tuple(sorted((each.key, each.value) for each in cloud_map.attributes or ())),
-        FAMILIES[cloud_map.ip_preference or preference or "IPv4_PREFERRED"],
+        return ()
+    attributes = tuple(sorted((each.key, each.value) for each in cloud_map.attributes or ()))
+    families = FAMILIES[cloud_map.ip_preference or preference or "IPv4_PREFERRED"]
+    return tuple(
+        Asked(region, cloud_map.namespace_name, cloud_map.service_name, attributes, families)
+        for region in regions
     )
 
 
-def endpoints_of(found: Found, node: VirtualNode) -> tuple[Endpoint, ...]:
-    """Return the endpoints of a node; the port of an instance counts where the node has one listener."""
+def endpoints_of(found: Found, node: VirtualNode, asked_in: str) -> tuple[Endpoint, ...]:
+    """Return the endpoints of a node; the port of an instance counts where the node has one listener.
+
+    An instance whose zone says no region is in that which was asked.
+    """
     alone = len(node.spec.listeners or ()) == 1
     made = []
     for each in found.endpoints:
         host, port = split_address(each.address)
-        region = match[0] if (match := REGION.match(each.zone)) is not None else ""
+        region = match[0] if (match := REGION.match(each.zone)) is not None else asked_in
         at = port if alone and port != NO_PORT else None
         made.append(Endpoint(host, at, region=region, zone=each.zone, weight=max(1, each.weight)))
     return tuple(made)
@@ -92,37 +96,40 @@ class CloudMapNodes:
         self._terms = terms
         self._tell = found
         self._log = log
-        self._client = AwsClient(
-            "servicediscovery",
-            region=terms.region,
-            endpoint=terms.endpoint,
-            connections_max=CONNECTIONS_MAX,
-        )
-        self._wanted: dict[Asked, list[VirtualNode]] = {}
+        self._clients = {
+            region: AwsClient(
+                "servicediscovery",
+                region=region,
+                endpoint=terms.endpoint,
+                connections_max=CONNECTIONS_MAX,
+            )
+            for region in terms.regions
+        }
+        self._wanted: list[tuple[VirtualNode, tuple[Asked, ...]]] = []
         self._found: dict[Asked, Found] = {}
         self._running: dict[Asked, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
 
     def watch(self, meshes: Mapping[str, MeshSnapshot]) -> None:
         """Ask for what the nodes of these meshes name, and for nothing else any more."""
-        wanted: defaultdict[Asked, list[VirtualNode]] = defaultdict(list)
+        wanted: list[tuple[VirtualNode, tuple[Asked, ...]]] = []
         for mesh in meshes.values():
             discovery = mesh.mesh.spec.service_discovery
             preference = discovery.ip_preference if discovery is not None else None
-            for node in mesh.nodes.values():
-                if (asked := asked_of(node, preference)) is not None:
-                    wanted[asked].append(node)
-        self._wanted = dict(wanted)
+            found = ((each, asked_of(each, preference, self._terms.regions)) for each in mesh.nodes.values())
+            wanted += [(node, asked) for node, asked in found if asked]
+        self._wanted = wanted
         self._changed.set()
 
     @property
     def endpoints(self) -> Endpoints:
         """The endpoints of the nodes for which there was an answer."""
         return {
-            node.path: endpoints_of(self._found[asked], node)
-            for asked, nodes in self._wanted.items()
-            if asked in self._found
-            for node in nodes
+            node.path: tuple(
+                endpoint for each in asked for endpoint in endpoints_of(self._found[each], node, each.region)
+            )
+            for node, asked in self._wanted
+            if all(each in self._found for each in asked)
         }
 
     async def run(self) -> None:
@@ -135,17 +142,19 @@ class CloudMapNodes:
                     self._start_and_end(tasks)
                     await self._tell(self.endpoints)
         finally:
-            await self._client.close()
+            for client in self._clients.values():
+                await client.close()
 
     def _start_and_end(self, tasks: asyncio.TaskGroup) -> None:
-        for asked in self._running.keys() - self._wanted.keys():
+        wanted = {each for _, asked in self._wanted for each in asked}
+        for asked in self._running.keys() - wanted:
             self._running.pop(asked).cancel()
             self._found.pop(asked, None)
-        for asked in self._wanted.keys() - self._running.keys():
+        for asked in wanted - self._running.keys():
             self._running[asked] = tasks.create_task(self._watcher(asked).run())
 
     def _watcher(self, asked: Asked) -> Watcher:
-        name = f"{asked.service}.{asked.namespace}"
+        name = f"{asked.service}.{asked.namespace} in {asked.region}"
 
         def found(what: Found) -> None:
             self._found[asked] = what
@@ -153,7 +162,7 @@ class CloudMapNodes:
             self._changed.set()
 
         source = CloudMapSource(
-            _Shared(self._client),
+            _Shared(self._clients[asked.region]),
             namespace=asked.namespace,
             service=asked.service,
             port=NO_PORT,

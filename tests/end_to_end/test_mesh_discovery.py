@@ -10,10 +10,13 @@ import pytest
 from aiohttp import web
 
 from tests.support import mesh_documents as of
-from tests.support.cloud_map import NAMESPACE, REGION, CloudMap, cloud_map
+from tests.support.cloud_map import NAMESPACE, REGION, CloudMap, cloud_map, unsteady
+from tests.support.gateway import free_port
+from tests.support.mesh_api import mesh_api
 from tests.support.mesh_client import Client, Load, loaded, session
+from tests.support.mesh_rig import running
 from tests.support.upstream_servers import servers
-from tests.support.xds_rig import ControlPlane, control_plane, proxied
+from tests.support.xds_rig import ControlPlane, bootstrapped, control_plane, proxied
 
 pytestmark = [pytest.mark.end_to_end]
 FRONT = "mesh/shop/virtualNode/front"
@@ -47,8 +50,8 @@ def shop(folder: Path, *nodes: of.Document, **weights: int) -> Path:
     return of.written(folder / "mesh", *documents)
 
 
-def asking_it(at: CloudMap) -> list[str]:
-    words = ["--cloud-map-region", REGION, "--cloud-map-endpoint", at.url]
+def asking_it(at: CloudMap, url: str = "") -> list[str]:
+    words = ["--cloud-map-region", REGION, "--cloud-map-endpoint", url or at.url]
     return [*words, "--cloud-map-poll-s", "0.2"]
 
 
@@ -174,6 +177,67 @@ async def test_a_request_in_progress_ends_well_when_its_endpoint_goes(tmp_path: 
                 go.set()
                 status, text = await first
                 assert (status, text[:1]) == (200, "a")
+
+
+async def test_what_was_found_last_holds_while_cloud_map_throttles(tmp_path: Path) -> None:
+    async with servers(2) as (one, two), session() as asking:
+        with cloud_map(tmp_path) as at:
+            at.register("cart", "i-1", one.port)
+            served = shop(tmp_path, in_cloud_map("cart", "cart"), cart=1)
+            async with (
+                unsteady(at) as (before, cloud),
+                control_plane(tmp_path, served, *asking_it(at, f"http://{before.address}")) as plane,
+                proxied(tmp_path, plane, FRONT) as envoy,
+                loaded(asking, envoy.egress) as load,
+            ):
+                await load.until("a")
+                cloud.throttling = True
+                await said(plane, "mesh_discovery_failed")
+                await asyncio.to_thread(at.register, "cart", "i-2", two.port)
+                await load.more(100)
+                assert load.last == "a"
+                cloud.throttling = False
+                await load.until("b")
+                assert load.failed() == {}
+            log = plane.log.read_text()
+            assert log.count("mesh_discovery_failed") == log.count("mesh_discovery_recovered") == 1
+
+
+async def test_nodes_of_the_api_are_looked_up_in_two_regions(tmp_path: Path) -> None:
+    away = "eu-west-1"
+    with cloud_map(tmp_path) as at:
+        at.service("cart")
+        beside = at.beside(away)
+        port = free_port()
+        xds = ["[xds]", f'bind = "127.0.0.1:{port}"', f'status_socket = "{tmp_path / "status.sock"}"']
+        xds += [f'cloud_map_regions = ["{REGION}", "{away}"]', f'cloud_map_endpoint = "{at.url}"']
+        async with servers(2) as (one, two), session() as asking:
+            with mesh_api(tmp_path, *xds, "cloud_map_poll_s = 0.2") as api:
+                client = api.client()
+                mesh, front, service, node = (
+                    of.mesh(),
+                    of.node("front", 8080, backends=("cart.local",)),
+                    of.service("cart.local", node="cart"),
+                    in_cloud_map("cart", "cart", checked=False),
+                )
+                await asyncio.to_thread(client.create_mesh, **mesh)
+                for each in (front, node):
+                    await asyncio.to_thread(client.create_virtual_node, **each)
+                await asyncio.to_thread(client.create_virtual_service, **service)
+                envoy = bootstrapped(tmp_path, FRONT, f"127.0.0.1:{port}")
+                with running(envoy) as process:
+                    await envoy.ready(process)
+                    await asyncio.to_thread(beside.register, "cart", "i-2", two.port)
+                    async with asyncio.timeout(30):
+                        while (await Client(asking, envoy.egress).ask())[1][:1] != "b":
+                            await asyncio.sleep(0.05)
+                    async with loaded(asking, envoy.egress) as load:
+                        await asyncio.to_thread(at.register, "cart", "i-1", one.port)
+                        await load.until("a")
+                        await asyncio.to_thread(beside.deregister, "cart", "i-2")
+                        await gone(load, "b")
+                        assert load.failed() == {}
+                assert api.end() == 0
 
 
 async def test_a_control_plane_that_cannot_ask_leaves_proxies_what_they_have(tmp_path: Path) -> None:

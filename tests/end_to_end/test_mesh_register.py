@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 
-from tests.support.cloud_map import NAMESPACE, REGION, CloudMap, cloud_map
-from tests.support.upstream_servers import Server, servers
+from tests.support.cloud_map import NAMESPACE, REGION, CloudMap, cloud_map, unsteady
+from tests.support.upstream_servers import servers
 
 pytestmark = [pytest.mark.end_to_end]
 HEADWORKS = Path(sys.executable).with_name("headworks")
@@ -99,38 +97,6 @@ async def test_an_instance_is_there_while_it_is_well_and_gone_first_at_the_end(
             registered.process.send_signal(signal.SIGTERM)
             await until(lambda: health(at) == "")
             assert await asyncio.to_thread(registered.process.wait, 30) == 0
-
-
-class Unsteady:
-    """Stands before Cloud Map, and throttles all where it is told to."""
-
-    def __init__(self, at: CloudMap) -> None:
-        self._at = at
-        self.throttling = False
-        self.refused = 0
-
-    async def answer(self, request: web.Request) -> web.StreamResponse:
-        if self.throttling:
-            self.refused += 1
-            said = {"__type": "RequestLimitExceeded", "message": "slow down"}
-            return web.json_response(said, status=400, content_type="application/x-amz-json-1.1")
-        target, body = request.headers["X-Amz-Target"], await request.read()
-        return await asyncio.to_thread(self._passed_on, target, body)
-
-    def _passed_on(self, target: str, body: bytes) -> web.Response:
-        operation = target.rpartition(".")[2]
-        name = "".join(f"_{each.lower()}" if each.isupper() else each for each in operation).removeprefix("_")
-        found = getattr(self._at.client, name)(**json.loads(body))
-        found.pop("ResponseMetadata")
-        return web.Response(text=json.dumps(found, default=str), content_type="application/x-amz-json-1.1")
-
-
-@contextlib.asynccontextmanager
-async def unsteady(at: CloudMap) -> AsyncIterator[tuple[Server, Unsteady]]:
-    async with servers(1) as (before,):
-        made = Unsteady(at)
-        before.behaviour = made.answer
-        yield before, made
 
 
 async def test_throttling_and_outages_are_waited_for(tmp_path: Path, at: CloudMap) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from unittest import mock
 
 import boto3
+from aiohttp import web
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from tests.support.gateway import free_port
+from tests.support.upstream_servers import Server, servers
 
 MOTO = Path(sys.executable).with_name("moto_server")
 REGION = "us-east-1"
@@ -23,19 +27,14 @@ NAMESPACE = "shop.local"
 DEADLINE_S = 30.0
 
 
-class CloudMap:
-    """The namespace `shop.local`; the server can be killed."""
+class InRegion:
+    """The namespace `shop.local` in one region."""
 
-    def __init__(self, folder: Path) -> None:
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        with (folder / "moto.log").open("ab") as log:
-            command = [str(MOTO), "-H", "127.0.0.1", "-p", str(port)]
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+    def __init__(self, url: str, region: str) -> None:
         self.client = boto3.client(
             "servicediscovery",
-            endpoint_url=self.url,
-            region_name=REGION,
+            endpoint_url=url,
+            region_name=region,
             config=Config(retries={"total_max_attempts": 1}, inject_host_prefix=False),
         )
         self._services: dict[str, str] = {}
@@ -80,6 +79,22 @@ class CloudMap:
         )
         return {each["InstanceId"]: each["HealthStatus"] for each in answer["Instances"]}
 
+
+class CloudMap(InRegion):
+    """Cloud Map in one region, and in others beside it; the server can be killed."""
+
+    def __init__(self, folder: Path) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        with (folder / "moto.log").open("ab") as log:
+            command = [str(MOTO), "-H", "127.0.0.1", "-p", str(port)]
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        super().__init__(self.url, REGION)
+
+    def beside(self, region: str) -> InRegion:
+        """Return Cloud Map in another region."""
+        return InRegion(self.url, region)
+
     def kill(self) -> None:
         self._process.kill()
         self._process.wait(10)
@@ -95,3 +110,36 @@ def cloud_map(folder: Path) -> Iterator[CloudMap]:
         finally:
             made.kill()
             made.client.close()
+
+
+class Unsteady:
+    """Stands before Cloud Map, and throttles all where it is told to."""
+
+    def __init__(self, at: CloudMap) -> None:
+        self._at = at
+        self.throttling = False
+        self.refused = 0
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        if self.throttling:
+            self.refused += 1
+            said = {"__type": "RequestLimitExceeded", "message": "slow down"}
+            return web.json_response(said, status=400, content_type="application/x-amz-json-1.1")
+        target, body = request.headers["X-Amz-Target"], await request.read()
+        return await asyncio.to_thread(self._passed_on, target, body)
+
+    def _passed_on(self, target: str, body: bytes) -> web.Response:
+        operation = target.rpartition(".")[2]
+        name = "".join(f"_{each.lower()}" if each.isupper() else each for each in operation).removeprefix("_")
+        found = getattr(self._at.client, name)(**json.loads(body))
+        found.pop("ResponseMetadata")
+        return web.Response(text=json.dumps(found, default=str), content_type="application/x-amz-json-1.1")
+
+
+@contextlib.asynccontextmanager
+async def unsteady(at: CloudMap) -> AsyncIterator[tuple[Server, Unsteady]]:
+    """Run a server before Cloud Map that may be told to throttle, or killed for a while."""
+    async with servers(1) as (before,):
+        made = Unsteady(at)
+        before.behaviour = made.answer
+        yield before, made

@@ -108,9 +108,9 @@ def _terms(settings: Xds) -> Terms:
 
 
 def _cloud_map(settings: Xds) -> CloudMapTerms | None:
-    if not settings.cloud_map_region:
+    if not settings.cloud_map_regions:
         return None
-    return CloudMapTerms(settings.cloud_map_region, settings.cloud_map_endpoint, settings.cloud_map_poll_s)
+    return CloudMapTerms(settings.cloud_map_regions, settings.cloud_map_endpoint, settings.cloud_map_poll_s)
 
 
 def _authority(settings: Xds) -> IssuerFiles | None:

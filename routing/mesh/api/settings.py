@@ -46,7 +46,7 @@ class Xds(Section, frozen=True):
     trust_bundle_file: str = ""
     certificate_ttl_s: Annotated[float, Meta(ge=1)] = 3600.0
     endpoints_file: str = ""
-    cloud_map_region: str = ""
+    cloud_map_regions: tuple[Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$")], ...] = ()
     cloud_map_endpoint: str = ""
     cloud_map_poll_s: Annotated[float, Meta(ge=0.1)] = 5.0
     streams_max: Number = 5_000

@@ -111,6 +111,20 @@ async def test_who_is_unhealthy_is_gone_at_the_latest_six_polls_later() -> None:
     assert answers.arguments["HealthStatus"] == "HEALTHY"
 
 
+async def test_a_service_that_was_never_there_has_none_and_one_that_is_lost_keeps_its_own() -> None:
+    answers = Answers()
+    answers.error = AwsError(Failure.MISSING, "ServiceNotFound")
+    asked = CloudMapSource(
+        answers, namespace="example", service="pumps", port=0, deadline_s=2, missing_is_none=True
+    )
+    assert await addresses(asked) == []
+    answers.error, answers.instances = None, [instance(1)]
+    assert await addresses(asked) == ["10.0.0.1:8080"]
+    answers.error = AwsError(Failure.MISSING, "ServiceNotFound")
+    with pytest.raises(DiscoveryError, match="ServiceNotFound"):
+        await asked.poll()
+
+
 async def test_throttling_is_an_error_and_afterwards_it_goes_on() -> None:
     answers = Answers()
     answers.instances = [instance(1)]
