@@ -7,6 +7,7 @@ compiled again, and only the endpoints of the callees that are concerned are mad
 from __future__ import annotations
 
 import functools
+import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, TypeAlias
@@ -169,7 +170,13 @@ class _Placed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @functools.lru_cache(maxsize=ENDPOINTS_REMEMBERED)
 def _endpoint(text: str) -> Endpoint:
+    """Return an endpoint; raises msgspec.ValidationError for a name: Envoy takes addresses alone here."""
     host, separator, port = text.rpartition(":")
-    if separator and port.isdecimal() and (":" not in host or host.startswith("[")):
-        return Endpoint(host.strip("[]"), int(port))
-    return Endpoint(text.strip("[]"))
+    if not (separator and port.isdecimal() and (":" not in host or host.startswith("["))):
+        host, port = text, ""
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        ipaddress.ip_address(host)
+        return msgspec.convert({"host": host, "port": int(port) if port else None}, Endpoint)
+    except ValueError as error:
+        raise msgspec.ValidationError(f"{text!r} is not an IP address, or one with a port") from error

@@ -5,6 +5,7 @@ Source: Envoy, "Priority levels" and "Locality weighted load balancing". Priorit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from routing.mesh.compile.messages import Config, number
@@ -32,7 +33,7 @@ def groups(hosts: Sequence[Host], standing: Standing, policy: Locality | None) -
             "priority": ranks.index(rank),
         }
         made.append(group)
-    factor = 100 * 100 // policy.healthy_percent_min
+    factor = math.ceil(100 * 100 / policy.healthy_percent_min)  # rounded down, one percent would go away
     return {"endpoints": made, "policy": {"overprovisioning_factor": number(factor)}}
 
 
