@@ -6,6 +6,7 @@ boto3 knows App Mesh's own operations; policies have paths of the same form, so 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterable
 from typing import Any, Final, Self
 from urllib.parse import quote
@@ -44,7 +45,8 @@ class MeshClient:
         session = botocore.session.get_session()
         self._url = url.rstrip("/")
         try:
-            self._region = region or session.get_config_variable("region") or ""
+            found = os.environ.get("AWS_REGION") or session.get_config_variable("region")
+            self._region = region or found or ""
             self._credentials = session.get_credentials()
         except BotoCoreError as error:
             raise Refused("NoCredentials", str(error), 0) from error
