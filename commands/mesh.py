@@ -195,7 +195,13 @@ def _uncompilable(meshes: Meshes) -> list[Problem]:
     """Return what no single resource shows, but an export would."""
     found: set[Problem] = set()
     for snapshot in meshes.snapshots.values():
-        proxy = Proxy(sds_socket="/given-at-export", trust_domain="given.at.export")
+        found_later: dict[str, tuple[Endpoint, ...]] = {
+            name: ()
+            for name, node in snapshot.nodes.items()
+            if node.spec.service_discovery is not None
+            and node.spec.service_discovery.aws_cloud_map is not None
+        }
+        proxy = Proxy(sds_socket="/given-at-export", trust_domain="given.at.export", endpoints=found_later)
         proxied: list[VirtualNode | VirtualGateway] = [*snapshot.nodes.values(), *snapshot.gateways.values()]
         for each in proxied:
             try:
