@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import mesh_documents as of
 from tests.support.cloud_map import NAMESPACE, REGION, CloudMap, cloud_map, unsteady
+from tests.support.mesh_client import loaded, session
 from tests.support.upstream_servers import servers
+from tests.support.xds_rig import control_plane, proxied
 
 pytestmark = [pytest.mark.end_to_end]
 HEADWORKS = Path(sys.executable).with_name("headworks")
@@ -97,6 +100,37 @@ async def test_an_instance_is_there_while_it_is_well_and_gone_first_at_the_end(
             registered.process.send_signal(signal.SIGTERM)
             await until(lambda: health(at) == "")
             assert await asyncio.to_thread(registered.process.wait, 30) == 0
+
+
+async def test_instances_are_replaced_without_a_failed_request(tmp_path: Path, at: CloudMap) -> None:
+    found = {"awsCloudMap": {"namespaceName": NAMESPACE, "serviceName": SERVICE}}
+    served = of.written(
+        tmp_path / "mesh",
+        of.mesh(),
+        of.node("front", 8080, backends=("cart.local",)),
+        of.service("cart.local", node="cart"),
+        of.node("cart", 9080, more={"serviceDiscovery": found}),
+    )
+    asks = ("--cloud-map-region", REGION, "--cloud-map-endpoint", at.url, "--cloud-map-poll-s", "0.2")
+    drains = ("--drain-s", "6")
+    async with servers(2) as (old, new), session() as asking:
+        with registering(
+            tmp_path, at.url, old.port, "--check", f"tcp://{old.address}", *drains
+        ) as registered:
+            await until(lambda: health(at) == "HEALTHY")
+            async with (
+                control_plane(tmp_path, served, *asks) as plane,
+                proxied(tmp_path, plane, "mesh/shop/virtualNode/front") as envoy,
+                loaded(asking, envoy.egress) as load,
+            ):
+                await load.until("a")
+                later = ("--check", f"http://{new.address}/healthz", "--instance-id", "i-2", *drains)
+                with registering(tmp_path, at.url, new.port, *later):
+                    await load.until("b")
+                    assert await asyncio.to_thread(registered.end) == 0
+                    await old.kill()
+                    await load.more(200)
+                    assert load.failed() == {}
 
 
 async def test_throttling_and_outages_are_waited_for(tmp_path: Path, at: CloudMap) -> None:
