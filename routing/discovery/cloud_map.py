@@ -138,11 +138,16 @@ class CloudMapSource:
 def endpoints_of(
     instances: Sequence[Instance], port: int, families: Sequence[str] = ADDRESSES
 ) -> list[Endpoint]:
-    """Return the endpoints of instances by id; raises `DiscoveryError` for one without address."""
+    """Return the endpoints of instances by id; raises `DiscoveryError` for one without address.
+
+    One whose address is of another family alone is left out.
+    """
     endpoints: list[Endpoint] = []
     for instance in sorted(instances, key=lambda each: each.id):
         has = instance.attributes
         host = next((has[name] for name in families if has.get(name)), "")
+        if not host and any(has.get(name) for name in ADDRESSES):
+            continue
         at = _number(has, "AWS_INSTANCE_PORT", port, 65_535)
         if not host or not at:
             raise DiscoveryError(f"Cloud Map: instance {instance.id} has no address or no port")

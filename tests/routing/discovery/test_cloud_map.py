@@ -16,7 +16,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from routing.aws import AwsClient, AwsError, Failure
-from routing.discovery.cloud_map import ALL_EVERY, CloudMapSource, Instance, endpoints_of
+from routing.discovery.cloud_map import ALL_EVERY, IPV4, IPV6, CloudMapSource, Instance, endpoints_of
 from routing.discovery.source import DiscoveryError
 from tests.support.kinesis_servers import moto
 
@@ -171,6 +171,12 @@ def test_addresses_zones_weights_and_priorities_come_from_attributes() -> None:
 def test_an_instance_that_makes_no_sense_is_an_error(attributes: dict[str, str]) -> None:
     with pytest.raises(DiscoveryError, match="Cloud Map"):
         endpoints_of(instances(instance(1, **attributes)), port=0)
+
+
+def test_an_instance_of_another_family_is_left_out() -> None:
+    both = instances(instance(1), instance(2, AWS_INSTANCE_IPV4="", AWS_INSTANCE_IPV6="fd00::2"))
+    assert [each.address for each in endpoints_of(both, 0, (IPV4,))] == ["10.0.0.1:8080"]
+    assert [each.address for each in endpoints_of(both, 0, (IPV6,))] == ["[fd00::2]:8080"]
 
 
 class Double:
