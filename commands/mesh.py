@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from commands import mesh_apply, mesh_control, mesh_limits, mesh_register
+from commands import mesh_apply, mesh_control, mesh_graph, mesh_limits, mesh_register
 from commands.common import REFUSED, USAGE, JsonOption, SetOption, fail
 from commands.mesh_options import (
     ApplicationOption,
@@ -57,6 +57,7 @@ app.command("status")(mesh_control.status)
 app.command("import")(mesh_apply.import_)
 app.command("diff")(mesh_apply.diff)
 app.command("apply")(mesh_apply.apply)
+app.command("graph")(mesh_graph.graph)
 app.command("limits")(mesh_limits.limits)
 app.command("register")(mesh_register.register)
 
