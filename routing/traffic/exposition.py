@@ -72,19 +72,23 @@ class _Answer(msgspec.Struct):
     error: str = ""
 
 
-def reading_in(answer: bytes) -> Reading:
-    """Return the counts of an answer to an instant query, by job and instance; raises Unreadable."""
+def vector_in(answer: bytes) -> list[tuple[dict[str, str], float]]:
+    """Return the labels and values of an answer of Prometheus to an instant query; raises Unreadable."""
     try:
         got = msgspec.json.decode(answer, type=_Answer)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Unreadable(f"this is no answer of Prometheus: {error}") from error
     if got.data is None:
         raise Unreadable(f"Prometheus says: {got.error or got.status}")
+    return [(each.metric, _number(each.value[1])) for each in got.data.result]
+
+
+def reading_in(answer: bytes) -> Reading:
+    """Return the counts of an answer to an instant query, by job and instance; raises Unreadable."""
     proxies: dict[str, list[Sample]] = {}
-    for each in got.data.result:
-        of = f"{each.metric.get('job', '')} {each.metric.get('instance', '')}"
-        sample = (each.metric.get("__name__", ""), each.metric, _number(each.value[1]))
-        proxies.setdefault(of, []).append(sample)
+    for labels, value in vector_in(answer):
+        of = f"{labels.get('job', '')} {labels.get('instance', '')}"
+        proxies.setdefault(of, []).append((labels.get("__name__", ""), labels, value))
     return {of: _clusters(samples) for of, samples in proxies.items()}
 
 

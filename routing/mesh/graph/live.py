@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
 import aiohttp
-import msgspec
 
 from routing.mesh.graph.calls import Traffic
 from routing.mesh.snapshot import MeshSnapshot
 from routing.traffic.counts import Clusters, Counts, grown
-from routing.traffic.exposition import Unreadable, clusters_in
+from routing.traffic.exposition import Unreadable, clusters_in, vector_in
 
 DEADLINE_S: Final = 10
 P99: Final = 0.99
@@ -77,20 +77,6 @@ async def _read(session: aiohttp.ClientSession, addresses: Mapping[str, str]) ->
     return dict(await asyncio.gather(*[one(*pair) for pair in addresses.items()]))
 
 
-class _Series(msgspec.Struct):
-    metric: dict[str, str]
-    value: tuple[float, str]
-
-
-class _Vector(msgspec.Struct):
-    result: list[_Series]
-
-
-class _Answer(msgspec.Struct):
-    data: _Vector | None = None
-    error: str = ""
-
-
 async def from_prometheus(url: str, mesh: str, seconds: int) -> dict[tuple[str, str], Traffic]:
     """Ask Prometheus for the last seconds; raises Unread."""
     of = OF_CALLS.format(mesh=mesh.replace("\\", r"\\").replace('"', r"\""))
@@ -109,22 +95,20 @@ async def from_prometheus(url: str, mesh: str, seconds: int) -> dict[tuple[str, 
     for pair, per_s in found["all"].items():
         part = found["failed"].get(pair, 0.0) / per_s if per_s else 0.0
         p99 = found["p99"].get(pair)
-        made[pair] = Traffic(per_s, part, p99 if p99 is not None and p99 == p99 else None)  # noqa: PLR0124  # NaN
+        made[pair] = Traffic(per_s, part, p99 if p99 is not None and math.isfinite(p99) else None)
     return made
 
 
 def _values(body: bytes) -> dict[tuple[str, str], float]:
     try:
-        answer = msgspec.json.decode(body, type=_Answer)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Unread(f"this is no answer of Prometheus: {error}") from error
-    if answer.data is None:
-        raise Unread(f"Prometheus says: {answer.error}")
+        found = vector_in(body)
+    except Unreadable as error:
+        raise Unread(str(error)) from error
     made = {}
-    for each in answer.data.result:
-        gateway, node = each.metric.get("virtual_gateway"), each.metric.get("virtual_node")
+    for labels, value in found:
+        gateway, node = labels.get("virtual_gateway"), labels.get("virtual_node")
         caller = f"virtualGateway/{gateway}" if gateway else f"virtualNode/{node}"
-        made[caller, f"virtualNode/{each.metric.get('callee')}"] = float(each.value[1])
+        made[caller, f"virtualNode/{labels.get('callee')}"] = value
     return made
 
 
