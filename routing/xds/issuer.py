@@ -126,7 +126,7 @@ class Issuer:
         self._unix_s = unix_s
         self._random = random
         self._seen = files.signature()
-        self._authority = Authority(files)
+        self._authority = self._loaded()
 
     def changed(self) -> bool:
         """Read the files again if they changed, and return whether they did; raises BadAuthority."""
@@ -134,11 +134,24 @@ class Issuer:
         if now == self._seen:
             return False
         self._seen = now
-        self._authority = Authority(self._files)
+        self._authority = self._loaded()
         return True
 
+    def _loaded(self) -> Authority:
+        authority = Authority(self._files)
+        self._check_time(authority)
+        return authority
+
+    def _check_time(self, authority: Authority) -> None:
+        if authority.ends_s <= self._unix_s():
+            raise BadAuthority(f"{self._files.certificate} has ended: replace it")
+
     def secrets(self, path: str) -> list[Any]:
-        """Return the secrets of the proxy of a node: its certificate with a new key, and the bundle."""
+        """Return the secrets of the proxy of a node: its certificate with a new key, and the bundle.
+
+        Raises BadAuthority when the authority has ended.
+        """
+        self._check_time(self._authority)
         uri = spiffe_id(self._trust_domain, path)
         key = ec.generate_private_key(ec.SECP256R1())
         now_s = self._unix_s()

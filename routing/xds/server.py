@@ -20,7 +20,7 @@ from routing.mesh.compile.proxy import Proxy
 from routing.xds.bootstrap import BadMetadata, proxy_of
 from routing.xds.configurations import Configurations, Served, Unusable
 from routing.xds.identity import identity_of, may_ask
-from routing.xds.issuer import Issuer
+from routing.xds.issuer import BadAuthority, Issuer
 from routing.xds.stream import Stream
 from routing.xds.subscription import Delta, Response, StateOfTheWorld, Status, TooManyNames
 
@@ -28,6 +28,7 @@ REQUEST_BYTES_MAX: Final = 4 * 2**20
 RESPONSE_BYTES_MAX: Final = 64 * 2**20
 NAMES_MAX: Final = 100_000
 FIRST_REQUEST_S: Final = 10.0
+RENEWED_AGAIN_S: Final = 60.0
 OPTIONS: Final = (
     ("grpc.max_receive_message_length", REQUEST_BYTES_MAX),
     ("grpc.max_send_message_length", RESPONSE_BYTES_MAX),
@@ -266,7 +267,10 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
         stream: Stream[Any] = Stream(variant, names_max=NAMES_MAX)
         session = Session(node, proxy, served, stream)
         if self._issuer is not None:
-            session.entrust(self._issuer.secrets(node))
+            try:
+                session.entrust(self._issuer.secrets(node))
+            except BadAuthority as error:
+                raise Refused(grpc.StatusCode.UNAVAILABLE, str(error)) from error
         _taken(session, first, take)
         self.sessions.add(session)
         self._log.info("mesh_proxy_came", node=node, variant=variant.__name__)
@@ -291,7 +295,7 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
         async with asyncio.TaskGroup() as tasks:
             beside = [tasks.create_task(reads())]
             if self._issuer is not None:
-                beside.append(tasks.create_task(_renews(session, self._issuer)))
+                beside.append(tasks.create_task(_renews(session, self._issuer, self._log)))
             while not session.closed:
                 await session.awake.wait()
                 session.awake.clear()
@@ -301,11 +305,15 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
                 each.cancel()
 
 
-async def _renews(session: Session, issuer: Issuer) -> None:
+async def _renews(session: Session, issuer: Issuer, log: Any) -> None:
     """Give a proxy new secrets, each time before those that it has end."""
     while True:
         await asyncio.sleep(issuer.renewed_after_s())
-        session.entrust(issuer.secrets(session.node))
+        try:
+            session.entrust(issuer.secrets(session.node))
+        except BadAuthority as error:
+            log.warning("mesh_proxy_keeps_its_last", node=session.node, why=str(error))
+            await asyncio.sleep(RENEWED_AGAIN_S)
 
 
 def _key(node: str, proxy: Proxy) -> Key:

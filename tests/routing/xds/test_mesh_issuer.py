@@ -111,3 +111,17 @@ def test_a_leaf_is_no_authority(tmp_path: Path) -> None:
     made.key.chmod(0o600)
     with pytest.raises(BadAuthority, match="is not the certificate of an authority"):
         issuer(made, clock.unix_s())
+
+
+def test_an_authority_that_has_ended_issues_nothing(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    ends_s = x509.load_pem_x509_certificate(authority.cert_pem.bytes()).not_valid_after_utc.timestamp()
+    now_s = [ends_s - 1]
+    found = files(tmp_path, authority)
+    made = Issuer(found, trust_domain="a", ttl_s=9, unix_s=lambda: now_s[0], random=lambda: 0.5)
+    assert made.secrets(NODE)
+    now_s[0] = ends_s + 1
+    with pytest.raises(BadAuthority, match="has ended: replace it"):
+        made.secrets(NODE)
+    with pytest.raises(BadAuthority, match="has ended"):
+        issuer(found, ends_s + 1)
