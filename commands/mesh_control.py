@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import msgspec
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from commands.common import USAGE, JsonOption, fail
 from commands.mesh_options import (
@@ -159,7 +159,7 @@ def status(status_socket: SocketOption = STATUS_SOCKET, as_json_: JsonOption = F
     if as_json_:
         typer.echo(msgspec.json.encode(rows).decode())
         return
-    table = Table("node", "type", "version", "state", "why")
+    table = Table(*[Column(each, overflow="fold") for each in ("node", "type", "version", "state", "why")])
     for row in rows:
         table.add_row(row.node, row.type or "-", row.version or "-", row.state, row.error)
     Console().print(table)
