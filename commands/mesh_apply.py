@@ -18,12 +18,12 @@ from commands.common import REFUSED, USAGE, JsonOption, fail
 from commands.mesh_options import ParameterOption, parameters_of
 from routing.mesh.api.records import collection_of, made
 from routing.mesh.client import MeshClient, Refused
-from routing.mesh.documents.reading import read
+from routing.mesh.documents.reading import Found, Read, read
 from routing.mesh.documents.writing import written
 from routing.mesh.meshes import Meshes, meshes_of
-from routing.mesh.model.resources import Resource
+from routing.mesh.model.resources import Mesh, Resource
 from routing.mesh.plan import Change, Specs, planned, specs_of
-from routing.mesh.problem import Severity
+from routing.mesh.problem import Problem, Severity
 
 UNSUPPORTED: Final = 3
 DIFFERENT: Final = 1
@@ -56,7 +56,7 @@ def import_(
     if _is_url(place):
         resources, problems = asyncio.run(_asked(place, region)), []
     else:
-        meshes = _meshes(Path(place), parameters)
+        meshes = _meshes(Path(place), parameters, assumed=True)
         resources, problems = list(meshes.resources), list(meshes.problems)
     errors = [each for each in problems if each.severity is Severity.ERROR]
     try:
@@ -132,11 +132,22 @@ def _is_url(place: str) -> bool:
     return place.startswith(("http://", "https://"))
 
 
-def _meshes(place: Path, parameters: Sequence[str] | None) -> Meshes:
+def _meshes(place: Path, parameters: Sequence[str] | None, *, assumed: bool = False) -> Meshes:
+    """Read resources; with `assumed`, a mesh that others have is taken for one of which nothing is said."""
     try:
-        return meshes_of(read(place, parameters_of(parameters)))
+        found = read(place, parameters_of(parameters))
     except OSError as error:
         fail(str(error), USAGE)
+    if not assumed:
+        return meshes_of(found)
+    there = {each.resource.mesh_name for each in found.found if isinstance(each.resource, Mesh)}
+    missing = dict.fromkeys(
+        each.resource.mesh_name for each in found.found if each.resource.mesh_name not in there
+    )
+    text = "is not there: it is taken for one of which nothing is said (egress to backends alone)"
+    problems = [Problem("", f"mesh/{name}", "", text, Severity.WARNING) for name in missing]
+    added = [Found(Mesh(mesh_name=name), "") for name in missing]
+    return meshes_of(Read((*found.found, *added), (*found.problems, *problems)))
 
 
 def _consistent(place: Path, parameters: Sequence[str] | None) -> list[Resource]:

@@ -33,8 +33,12 @@ def meshes_of(read: Read) -> Meshes:
     snapshots: dict[str, MeshSnapshot] = {}
     for name, resources in members.items():
         if not any(isinstance(each, Mesh) for each in resources):
-            text = f"is not there; {len(resources)} resources are in it"
-            problems.append(Problem("", f"mesh/{name}", "", text))
+            document = msgspec.json.encode({"meshName": name, "spec": {}}).decode()
+            text = (
+                f"is not there; {len(resources)} resources are in it. If others have it: {document} in a file"
+            )
+            file = files[resources[0].path]
+            problems.append(Problem(file, f"mesh/{name}", "", text))
             continue
         problems += [_in_file(problem, files) for problem in _problems(resources)]
         try:

@@ -209,6 +209,30 @@ def test_what_does_not_run_is_named(
         assert each in said
 
 
+def test_a_mesh_of_another_stack_is_taken_as_it_is_without_a_spec(tmp_path: Path) -> None:
+    text = (HEAD + TAIL).replace("AWS::AppMesh::Mesh\n", "AWS::CloudFormation::WaitConditionHandle\n")
+    words = ["--parameter", "Project=demo", "--parameter", "Mesh.MeshName=elsewhere"]
+    code, said = imported(tmp_path, "stack.yaml", text, *words)
+    assert code == 0, said
+    assert "warning: mesh/elsewhere: is not there: it is taken for one of which nothing is said" in said
+    assert json.loads((tmp_path / "out/elsewhere/mesh.json").read_text()) == {"meshName": "elsewhere"}
+    assert CliRunner().invoke(app, ["check", str(tmp_path / "out")]).exit_code == 0
+    checked = CliRunner().invoke(app, ["check", str(tmp_path / "stack.yaml"), *words])
+    assert checked.exit_code == 1
+    assert 'If others have it: {"meshName":"elsewhere","spec":{}} in a file' in checked.stdout
+
+
+def test_what_another_stack_exports_is_given(tmp_path: Path) -> None:
+    text = (HEAD + TAIL).replace('!Sub "color.${Project}.local"}}\n', '!ImportValue "Names:Color"}}\n')
+    assert text != HEAD + TAIL
+    words = ["--parameter", "Project=demo"]
+    code, said = imported(tmp_path, "stack.yaml", text, *words)
+    assert (code, "Names:Color is exported by another stack; give Names:Color=VALUE" in said) == (1, True), (
+        said
+    )
+    assert imported(tmp_path, "stack.yaml", text, *words, "--parameter", "Names:Color=color.demo")[0] == 0
+
+
 def test_a_certificate_of_acm_is_named_where_it_is(tmp_path: Path) -> None:
     words = [
         "--parameter",

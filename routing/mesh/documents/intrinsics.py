@@ -87,6 +87,13 @@ class Template:
             raise Unresolved("is no object", "Properties")
         return properties
 
+    def imported(self, argument: Any) -> Any:
+        """Return what another stack exports, which has to be given."""
+        name = str(self.value(argument))
+        if name not in self._given:
+            raise Unresolved(f"{name} is exported by another stack; give {name}=VALUE")
+        return self._given[name]
+
     def included(self, resource: Mapping[str, Any]) -> bool:
         """Return whether the condition of a resource, if it has one, holds; raises Unresolved."""
         name = resource.get("Condition")
@@ -256,4 +263,5 @@ _FUNCTIONS: Final[dict[str, Callable[[Template, Any], Any]]] = {
     "Fn::Split": Template.split,
     "Fn::FindInMap": Template.find_in_map,
     "Fn::If": Template.chosen,
+    "Fn::ImportValue": Template.imported,
 }

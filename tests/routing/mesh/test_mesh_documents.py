@@ -150,7 +150,7 @@ def test_what_cannot_be_decided_is_named_by_resource_and_field(tmp_path: Path) -
         ("!Ref Balancer", "what Balancer is called is known only to its stack; give Balancer=VALUE"),
         ("!GetAtt Gone.Name", "there is no resource Gone"),
         ("!Ref Gone", "there is no Gone: no parameter and no resource; or give Gone=VALUE"),
-        ("!ImportValue exported", "Fn::ImportValue is not supported"),
+        ("!ImportValue exported", "exported is exported by another stack; give exported=VALUE"),
         ("!Join [a]", "Fn::Join is not written as it must be"),
         ("!Select [7, [a]]", "Fn::Select is not written as it must be"),
         ("!FindInMap [M, a, b]", "the map M has no a, b"),

@@ -13,6 +13,10 @@ from routing.mesh.model.resources import Mesh
 from routing.mesh.snapshot import Inconsistent, MeshSnapshot
 from tests.support import mesh_documents as of
 
+NO_MESH = (
+    "error: mesh.json mesh/shop: is not there; 9 resources are in it. "
+    'If others have it: {"meshName":"shop","spec":{}} in a file'
+)
 GOOD: list[of.Document] = [
     of.mesh(),
     of.node("front", 8080, backends=("cart", "stock")),
@@ -251,7 +255,7 @@ EDGE = "virtualGateway/edge/gatewayRoute/cart"
             0,
             "meshName",
             "other",
-            "error: mesh.json mesh/shop: is not there; 9 resources are in it",
+            NO_MESH,
         ),
     ],
 )
