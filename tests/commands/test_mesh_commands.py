@@ -44,7 +44,7 @@ def test_check_counts_what_is_good(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("documents", "code", "said"),
     [
-        (GOOD[1:], 1, "error: mesh/shop: is not there; 5 resources are in it"),
+        (GOOD[1:], 1, "error: mesh.json mesh/shop: is not there; 5 resources are in it"),
         (
             [*GOOD, of.policy("slow", "virtualNode/cart", faults=SLOW)],
             1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -11,6 +12,9 @@ import msgspec
 from routing.mesh.model.resources import Resource
 
 SUFFIX: Final = ".json"
+NAME_CHARACTERS_MAX: Final = 200
+"""Of a file; a longer one ends with the hash of the name, which is inside of the file as it is."""
+DIGEST_CHARACTERS: Final = 16
 
 
 def file_of(resource: Resource) -> Path:
@@ -43,4 +47,7 @@ def written(resource: Resource, folder: Path) -> Path:
 
 def _safe(name: str) -> str:
     quoted = quote(name, safe="")
+    if len(quoted) > NAME_CHARACTERS_MAX:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:DIGEST_CHARACTERS]
+        quoted = f"{quoted[: NAME_CHARACTERS_MAX - DIGEST_CHARACTERS]}~{digest}"
     return f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
