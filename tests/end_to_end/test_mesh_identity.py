@@ -203,6 +203,44 @@ async def test_only_expected_callers_come_through(tmp_path: Path) -> None:
         assert await of_shop.proxies["cart"].counter(f"{ingress}.rbac.denied") == 1
 
 
+@contextlib.asynccontextmanager
+async def greeting_server() -> AsyncIterator[int]:
+    """Run a server of TCP that speaks first, and return its port."""
+
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"welcome\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
+        yield int(server.sockets[0].getsockname()[1])
+
+
+async def greeted(port: int, tls: ssl.SSLContext) -> bytes:
+    """Say nothing over TCP, and return what comes until the end."""
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
+        async with asyncio.timeout(20):
+            said = await reader.readline()
+        writer.close()
+    except OSError:
+        return b""
+    return said
+
+
+async def test_who_is_not_expected_hears_nothing_of_a_server_that_speaks_first(tmp_path: Path) -> None:
+    async with (
+        servers(1) as (app,),
+        greeting_server() as greeting,
+        shop_of(tmp_path, Authority(tmp_path), app.port, greeting) as of_shop,
+    ):
+        cart, thief = [await of_shop.context(name, tmp_path) for name in ("cart", "thief")]
+        stock = of_shop.ports["stock"]
+        assert await greeted(stock, cart) == b"welcome\n"
+        assert await greeted(stock, thief) == b""
+        assert await greeted(stock, cart) == b"welcome\n"
+
+
 async def test_a_proxy_gets_its_own_secrets_and_no_other(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     async with (

@@ -62,13 +62,20 @@ class Secured(msgspec.Struct, frozen=True):
         """The SPIFFE id of the proxy."""
         return spiffe_id(self.trust_domain, self.path)
 
-    def listener_tls(self) -> ListenerTls:
-        """Return the TLS of its listeners."""
+    def listener_tls(self, protocol: str) -> ListenerTls:
+        """Return the TLS of a listener.
+
+        Over TCP a server may speak first, before a filter looks who calls: there the handshake refuses.
+        """
         trust = TlsValidationContextSdsTrust(secret_name=bundle_name(self.trust_domain))
+        names = SubjectAlternativeNameMatchers(exact=tuple(self._expected) or (self.own,))
+        alone = SubjectAlternativeNames(match=names) if self.strict and protocol == "tcp" else None
         return ListenerTls(
             certificate=ListenerTlsCertificate(sds=ListenerTlsSdsCertificate(secret_name=self.own)),
             mode="STRICT" if self.strict else "PERMISSIVE",
-            validation=ListenerTlsValidationContext(trust=ListenerTlsValidationContextTrust(sds=trust)),
+            validation=ListenerTlsValidationContext(
+                trust=ListenerTlsValidationContextTrust(sds=trust), subject_alternative_names=alone
+            ),
         )
 
     def client_tls(self, path: str) -> ClientPolicyTls | None:
@@ -99,9 +106,12 @@ class Secured(msgspec.Struct, frozen=True):
     def _enforced(self) -> str:
         return "rules" if self.strict else "shadow_rules"
 
+    @property
+    def _expected(self) -> list[str]:
+        return [spiffe_id(self.trust_domain, path) for path in sorted(self.callers)]
+
     def _rules(self) -> Config:
-        ids = [spiffe_id(self.trust_domain, path) for path in sorted(self.callers)]
-        principals = [{"authenticated": {"principal_name": {"exact": each}}} for each in ids]
+        principals = [{"authenticated": {"principal_name": {"exact": each}}} for each in self._expected]
         expected = {"permissions": [{"any": True}], "principals": principals}
         return {"action": "ALLOW", "policies": {"callers": expected} if principals else {}}
 

@@ -80,7 +80,7 @@ def _chains(
 ) -> Iterator[Config]:
     """Yield the filter chains of a listener: one, or one with and one without TLS."""
     mapping = listener.port_mapping
-    tls = listener.tls if security is None else security.listener_tls()
+    tls = listener.tls if security is None else security.listener_tls(mapping.protocol)
     plain = _filters(node, listener, cluster, policies, None)
     if tls is None or tls.mode == "DISABLED":
         yield {"name": cluster, "filters": plain}
